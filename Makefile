@@ -1,0 +1,82 @@
+# Every task of the project, each one command. `make` alone lists them.
+# Needed beforehand: GNU make, bash, Python 3.11 with venv, and a Python package index.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:  # the steps of a task share two cores and one Spark: one after the other
+.PHONY: help setup demo test lint lab run bench notebooks lock clean
+
+# Many people export these for another Spark or Python; here they would replace what .venv holds.
+unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
+
+BIN := .venv/bin
+UV_VERSION := 0.13.8
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Two stamps, so that an edit of pyproject.toml does not download everything again. A stamp is
+# written last: an interrupted set-up has none, and starts afresh. pyspark comes as source only:
+# the lock's own build tools, installed first, build it, whatever the index's newest may be.
+.venv/.lock-stamp: requirements.lock
+	python="$$(bash scripts/find-python.sh)"; rm -rf .venv; "$$python" -m venv .venv
+	$(BIN)/python -m pip install --require-hashes \
+	  -r <(awk '/^(packaging|setuptools|wheel)==/, /# via/' requirements.lock)
+	$(BIN)/python -m pip install --require-hashes --no-build-isolation -r requirements.lock
+	@touch $@
+
+.venv/.stamp: .venv/.lock-stamp pyproject.toml
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/.stamp  ## Build .venv from the hashed lock (does nothing when it is up to date)
+
+demo: setup  ## Run the whole pipeline on the embedded sample
+	@$(BIN)/fruits demo
+
+test: lint  ## Lint, unit tests, notebooks from end to end, committed outputs compared
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -p no:cacheprovider \
+	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
+
+lint: setup  ## Check code, notebooks and shell scripts (a part of test)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find . -path ./.venv -prune -o -path ./runs -prune -o -name '*.sh' -print0 \
+	  | xargs -0 $(BIN)/shellcheck .ci/run
+
+lab: setup  ## Open JupyterLab on the notebooks (ARGS="--no-browser" adds options)
+	@cd notebooks && ../$(BIN)/jupyter-lab $(ARGS)
+
+run: require-data-and-run setup  ## Run on your photographs: DATA=folder RUN=folder [PARAMS="-p weights=random"]
+	@$(BIN)/fruits run --data "$$DATA" --run-dir "$$RUN" $(PARAMS)
+
+# Before the set-up, so that a slip is answered at once. Read by the shell from the environment:
+# any character may stand in the names.
+export DATA RUN
+.PHONY: require-data-and-run
+require-data-and-run:
+	$(if $(and $(strip $(DATA)),$(strip $(RUN))),@:,$(error DATA or RUN is missing: make run DATA=/path/to/photographs RUN=/path/to/results))
+
+bench: setup  ## Measure images per second (ARGS="..." adds options)
+	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
+	for notebook in notebooks/*.ipynb; do \
+	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
+	done
+
+lock:  ## Resolve requirements.in into requirements.lock (ARGS="--upgrade" for newer versions)
+	tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT; \
+	python="$$(bash scripts/find-python.sh)"; "$$python" -m venv "$$tools"; \
+	"$$tools/bin/python" -m pip install --quiet uv==$(UV_VERSION); \
+	"$$tools/bin/uv" pip compile requirements.in --quiet --python-version 3.11 \
+	  --python "$$python" --python-platform x86_64-unknown-linux-gnu --generate-hashes \
+	  --no-emit-index-url --no-header -o requirements.lock $(ARGS)
+
+clean:  ## Remove .venv, caches and build products (runs/ stays)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""The `fruits` command: a thin face over the notebooks and the library."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+import yaml
+
+import fruits_lib
+from fruits_lib import parameters, report
+from fruits_lib.errors import FruitsError
+
+NOTEBOOKS = Path(fruits_lib.__file__).parents[1] / "notebooks"
+
+
+class _Line(click.ClickException):
+    """An error that is one line on stderr and exit code 1."""
+
+    def show(self, file=None) -> None:
+        click.echo(f"fruits: {self.message}", err=True)
+
+
+class _Group(click.Group):
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except FruitsError as error:
+            raise _Line(str(error)) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(fruits_lib.__version__)
+def main() -> None:
+    """Photographs of fruit to features, principal components, a model and a proof, on Spark."""
+
+
+@main.command()
+@click.option("--data", required=True, help="Folder or URI of photographs, label folders below it.")
+@click.option("--run-dir", required=True, help="Run folder or URI: results, notebooks, report.")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
+@click.option(
+    "-f", "file", type=click.Path(exists=True, dir_okay=False), help="YAML of parameters."
+)
+@click.option("--from", "first", metavar="NN", help="Start at this notebook, such as 03.")
+def run(
+    data: str, run_dir: str, pairs: tuple[str, ...], file: str | None, first: str | None
+) -> None:
+    """Run notebooks 01 to 05 in order, headless, and write one report."""
+    given = {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
+    run_notebooks({"weights": "imagenet", **given, "data": data, "run_dir": run_dir}, first)
+
+
+@main.command()
+@click.option("--run-dir", default="runs/demo", show_default=True, help="Emptied first.")
+def demo(run_dir: str) -> None:
+    """Run everything on the embedded sample, with ImageNet weights where Keras can have them."""
+    from fruits_lib.backbones import imagenet_available
+    from fruits_lib.sample import render_sample
+
+    photographs = f"{run_dir}-photographs"
+    shutil.rmtree(photographs, ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    click.echo(f"{render_sample(photographs)} files of the embedded sample are in {photographs}")
+    weights = "imagenet" if imagenet_available() else "random"
+    if weights == "random":
+        click.echo(
+            "Keras has no ImageNet weights here and cannot reach them: seeded random weights."
+        )
+    run_notebooks({"weights": weights, "data": photographs, "run_dir": run_dir})
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False))
+def sample(folder: str) -> None:
+    """Write the embedded sample, 124 drawn photographs, to a folder."""
+    from fruits_lib.sample import render_sample
+
+    click.echo(f"{render_sample(folder)} files are in {folder}")
+
+
+@main.command()
+@click.option("--backbone", default="mobilenet_v2", show_default=True)
+@click.option("--weights", default="imagenet", show_default=True)
+@click.option("--input-size", default=0, help="Pixels; 0 for the network's own.")
+@click.option("--pooling", default="avg", show_default=True)
+@click.option("--seed", default=0, help="Of random weights.")
+@click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path))
+def export(target: Path, **asked) -> None:
+    """Export a backbone to a .tflite file, for machines without TensorFlow."""
+    from fruits_lib.backbones import check_backbone, export
+
+    weights = Path(asked["weights"])
+    spec = check_backbone(**asked)
+    content = export(spec, weights.read_bytes() if weights.is_file() else None)
+    target.write_bytes(content)
+    click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")
+
+
+def run_notebooks(given: dict, first: str | None = None) -> None:
+    """Check all parameters, then run the notebooks from `first` on, and report.
+
+    Raises
+    ------
+    FruitsError
+        If a parameter is unknown, of the wrong type or impossible, before anything starts; or the
+        line of the notebook that failed.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    started = time.monotonic()
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise FruitsError(f"{NOTEBOOKS} holds no notebooks: install the project with `make setup`")
+    values = parameters.check(notebooks, given)
+    run_dir = values["run_dir"]
+    outputs = [f"{run_dir}/notebooks/{path.name}" for path in notebooks]
+    start = _position(notebooks, first)
+    failure = None
+    if "://" not in run_dir:
+        Path(run_dir, "notebooks").mkdir(parents=True, exist_ok=True)
+    for path, output in list(zip(notebooks, outputs, strict=True))[start:]:
+        click.echo(f"\n== {path.stem}")
+        known = parameters.declared(path)
+        try:
+            papermill.execute_notebook(
+                path,
+                output,
+                {name: value for name, value in values.items() if name in known},
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                # ipykernel warns, at every start, that it talks over the loopback.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+        except PapermillExecutionError as error:
+            failure = FruitsError(f"{path.stem}: {error.ename}: {error.evalue}")
+            break
+    summary = report.summarize(run_dir, time.monotonic() - started)
+    report.write_report(run_dir, outputs, summary)
+    if failure:
+        raise failure
+    click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
+
+
+def _position(notebooks: list[Path], first: str | None) -> int:
+    names = [path.stem for path in notebooks]
+    for position, name in enumerate(names):
+        if first in (None, name, name.split("_")[0]):
+            return position
+    raise FruitsError(f"--from {first} is no notebook: choose one of {', '.join(names)}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise FruitsError(f"-p {text} has no =: write -p name=value")
+    return name, value
+
+
+def _from_yaml(file: str | None) -> dict:
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise FruitsError(f"{file} is no YAML ({str(error).splitlines()[0]}): mend it") from None
+    if not isinstance(values, dict):
+        raise FruitsError(f"{file} holds no names: write one `name: value` a line")
+    return values

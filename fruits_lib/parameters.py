@@ -1,0 +1,90 @@
+"""The notebooks' parameters: what they declare, and a check of values before anything runs."""
+
+import ast
+import difflib
+import os
+from pathlib import Path
+
+from fruits_lib.backbones import check_backbone
+from fruits_lib.errors import FruitsError
+from fruits_lib.featurize import check_featurize
+from fruits_lib.reduction import check_choice
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+CHECKS = {
+    check_backbone: ("backbone", "weights", "input_size", "pooling", "seed"),
+    check_featurize: ("max_pixels", "max_reject_ratio", "batch_size"),
+    check_choice: ("variance", "k"),
+}
+
+
+def declared(notebook: Path) -> dict[str, dict]:
+    """Return what a notebook's `parameters` cell declares, as papermill reads it, by name."""
+    import papermill
+
+    return papermill.inspect_notebook(notebook)
+
+
+def check(notebooks: list[Path], given: dict) -> dict:
+    """Return the given values, each in the type that the notebooks declare, paths made absolute.
+
+    Parameters
+    ----------
+    notebooks : list of pathlib.Path
+    given : dict
+        Values by name; text is turned into the declared type.
+
+    Raises
+    ------
+    FruitsError
+        If a name is unknown, a value has the wrong type or is out of its bounds, or the data
+        folder is missing.
+    """
+    known = {name: entry for path in notebooks for name, entry in declared(path).items()}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            way_out = (
+                f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            )
+            raise FruitsError(f"parameter {name} is unknown: {way_out}")
+    values = {name: _typed(name, value, known[name]) for name, value in given.items()}
+    defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
+    for check_values, names in CHECKS.items():
+        check_values(**{name: {**defaults, **values}[name] for name in names})
+    for name in {"data", "run_dir", "weights"} & values.keys():
+        values[name] = _absolute(values[name], keep=name == "weights")
+    if not _is_uri(values["data"]) and not os.path.isdir(values["data"]):
+        raise FruitsError(f"data={values['data']} is no folder: give one that holds images")
+    return values
+
+
+def _typed(name: str, value, entry: dict):
+    kind = TYPES[entry["inferred_type_name"]]
+    convert = _boolean if kind is bool else kind
+    if isinstance(value, str) or (kind is float and type(value) is int):
+        try:
+            return convert(value)
+        except ValueError:
+            pass
+    elif type(value) is kind:
+        return value
+    raise FruitsError(f"{name}={value!r} is no {kind.__name__}: {entry['help'] or 'give another'}")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _absolute(path: str, keep: bool) -> str:
+    """A notebook does not run where the command was typed. `keep`: a name may be no path at all."""
+    path = path.removeprefix("file:").replace("///", "/", 1)
+    if _is_uri(path) or (keep and not os.path.exists(path)):
+        return path
+    return os.path.abspath(path)
+
+
+def _is_uri(path: str) -> bool:
+    return "://" in path

