@@ -11,6 +11,8 @@ SHELL := /bin/bash
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
 
 BIN := .venv/bin
+# The notebooks' own run on the sample lies among the temporary files: begin without an old one.
+FRESH_SAMPLE := export TMPDIR="$$(mktemp -d)"; trap 'rm -rf "$$TMPDIR"' EXIT;
 UV_VERSION := 0.13.8
 
 help:
@@ -37,7 +39,7 @@ demo: setup  ## Run the whole pipeline on the embedded sample
 
 test: lint  ## Lint, unit tests, notebooks from end to end, committed outputs compared
 	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest -p no:cacheprovider \
+	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
 lint: setup  ## Check code, notebooks and shell scripts (a part of test)
@@ -63,7 +65,7 @@ bench: setup  ## Measure images per second (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
-	for notebook in notebooks/*.ipynb; do \
+	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \
 	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
 	done

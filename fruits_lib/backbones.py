@@ -302,6 +302,11 @@ def _in_own_process(task: str, arguments: dict) -> None:
         text=True,
         env={**os.environ, **environment},
     )
+    if answer.returncode < 0:  # by a signal; its last line is any line of TensorFlow's log
+        raise FruitsError(
+            f"TensorFlow was killed by signal {-answer.returncode} over {arguments['backbone']}: "
+            "look whether the machine runs out of memory"
+        )
     if answer.returncode:
         lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
         raise FruitsError(lines[-1])

@@ -185,7 +185,6 @@ def sample_images(run: Run, per_label: int, labels: int = 12) -> pd.DataFrame:
         .toPandas()
     )
     images = run.spark.read.format("binaryFile").schema(SCHEMA)
-    images = images.option("recursiveFileLookup", True)  # or a label a=b would become a column a
     content = images.load([_escape_glob(path) for path in chosen["path"]]).select("path", "content")
     return chosen.merge(content.toPandas(), on="path")
 

@@ -18,8 +18,6 @@ def spark():
         patch.delenv("PYSPARK_SUBMIT_ARGS", raising=False)
         patch.setitem(session.LOCAL_SETTINGS, "spark.master", "local[2]")
         patch.setitem(session.LOCAL_SETTINGS, "spark.sql.shuffle.partitions", "2")
-        # Tests are short: compiling quickly pays more than compiling well.
-        patch.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
         running = session.start_session("fruits tests")
     yield running
     running.stop()

@@ -330,6 +330,13 @@ def test_without_tensorflow_the_error_names_the_command(monkeypatch):
         export(check_backbone("vgg16"))
 
 
+def test_an_export_that_runs_out_of_memory_says_so(monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="W0000 a line of the log")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(FruitsError, match=r"^TensorFlow was killed by signal 9 over vgg16: look"):
+        export(check_backbone("vgg16"))
+
+
 def test_importing_the_library_does_not_import_tensorflow():
     code = (
         "import sys, fruits_lib.backbones, fruits_lib.featurize; print('tensorflow' in sys.modules)"

@@ -96,15 +96,13 @@ def test_the_session_that_exists_is_returned(spark):
 # environment but PATH. What it finds, it says as JSON on stdout.
 FRESH = """
 import json, sys
-from fruits_lib.images import build_index
-from fruits_lib.runs import open_run
+from fruits_lib.images import read_images
 from fruits_lib.session import start_session
 spark = start_session()
-build_index(open_run(spark, sys.argv[2]), sys.argv[1])
-index = open_run(spark, sys.argv[2]).read_table("index")
+images = read_images(spark, sys.argv[1])
 print(json.dumps({
     "java": spark._jvm.System.getProperty("java.home"),
-    "labels": sorted(row.label for row in index.collect()),
+    "labels": sorted(row.label for row in images.collect()),
     "conf": dict(spark.sparkContext.getConf().getAll()),
     "python": spark.range(1).rdd.map(lambda _: sys.executable).first(),
 }))
@@ -124,7 +122,7 @@ def fresh(tmp_path_factory):
     for label in ("apple", "Pêche"):
         (folder / "data" / label).mkdir(parents=True)
         (folder / "data" / label / "é.jpg").write_text("x")
-    command = [sys.executable, "-c", FRESH, folder / "data", folder / "run"]
+    command = [sys.executable, "-c", FRESH, folder / "data"]
     environment = {"PATH": str(folder / "bin"), "LC_ALL": "C"}
     answer = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
