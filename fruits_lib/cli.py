@@ -91,9 +91,11 @@ def export(target: Path, **asked) -> None:
     """Export a backbone to a .tflite file, for machines without TensorFlow."""
     from fruits_lib.backbones import check_backbone, export
 
-    weights = Path(asked["weights"])
     spec = check_backbone(**asked)
-    content = export(spec, weights.read_bytes() if weights.is_file() else None)
+    weights = None if spec.weights in ("imagenet", "random") else Path(spec.weights)
+    if weights and not weights.is_file():
+        raise FruitsError(f"weights={weights} is no file: give one that lies on this machine")
+    content = export(spec, weights.read_bytes() if weights else None)
     target.write_bytes(content)
     click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")
 

@@ -1,6 +1,6 @@
 """What runs on an executor: decode an image, run the backbone on it, an Arrow batch at a time.
 
-Every Python worker imports this module, so it imports little: no Spark, no pandas, no TensorFlow.
+Every Python worker imports this module, so it imports little: no pandas, no TensorFlow.
 """
 
 import io

@@ -262,6 +262,15 @@ def test_export_makes_a_file_that_a_run_takes(tmp_path):
     assert target.read_bytes()[4:8] == b"TFL3"
 
 
+def test_export_of_missing_weights_is_one_line(tmp_path):
+    command = ["export", "--weights", "nowhere.h5", "--to", str(tmp_path / "network.tflite")]
+    answer = CliRunner().invoke(cli.main, command)
+    assert answer.exit_code == 1
+    assert answer.stderr == (
+        "fruits: weights=nowhere.h5 is no file: give one that lies on this machine\n"
+    )
+
+
 def test_sample_writes_the_embedded_sample(tmp_path):
     answer = CliRunner().invoke(cli.main, ["sample", str(tmp_path / "photographs")])
     assert answer.exit_code == 0
