@@ -275,6 +275,8 @@ class _BatchWriter:
                 "path", "label", "split", "features", F.lit(self.sha256).alias("weights_sha256")
             )
             .write.mode("overwrite")
+            # Features hardly repeat: a dictionary of them is only built to be thrown away.
+            .option("parquet.enable.dictionary#features.list.element", "false")
             .parquet(self.run.path(f"features/batch_id={batch_id}"))
         )
         _write_rejects(self.run, batch_id, json.loads(observed.get["rejects"]))
