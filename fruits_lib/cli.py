@@ -53,15 +53,17 @@ def run(
 
 
 @main.command()
-@click.option("--run-dir", default="runs/demo", show_default=True, help="Emptied first.")
-def demo(run_dir: str) -> None:
-    """Run everything on the embedded sample, with ImageNet weights where Keras can have them."""
+def demo() -> None:
+    """Run everything on the embedded sample, in runs/demo, which is emptied first.
+
+    With ImageNet weights where Keras has them or can reach them, else with seeded random ones.
+    """
     from fruits_lib.backbones import imagenet_available
     from fruits_lib.sample import render_sample
 
-    photographs = f"{run_dir}-photographs"
-    shutil.rmtree(photographs, ignore_errors=True)
-    shutil.rmtree(run_dir, ignore_errors=True)
+    photographs, run_dir = "runs/demo-photographs", "runs/demo"
+    for folder in (photographs, run_dir):
+        shutil.rmtree(folder, ignore_errors=True)
     click.echo(f"{render_sample(photographs)} files of the embedded sample are in {photographs}")
     weights = "imagenet" if imagenet_available() else "random"
     if weights == "random":
