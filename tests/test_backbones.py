@@ -43,11 +43,13 @@ np.save(f"{folder}/features.npy", model.predict(pixels, verbose=0))
 
 # The networks that we would export, as one array of weights each: much quicker than the export.
 BUILD = """
-import sys, json, numpy as np
+import io, sys, json, numpy as np
 from fruits_lib.backbones import _build, check_backbone
 for asked in json.loads(sys.argv[1]):
     model = _build(check_backbone("mobilenet_v2", input_size=32, **asked))
-    np.save(sys.stdout.buffer, np.concatenate([w.ravel() for w in model.get_weights()]))
+    stream = io.BytesIO()  # np.save cannot write to a pipe
+    np.save(stream, np.concatenate([w.ravel() for w in model.get_weights()]))
+    sys.stdout.buffer.write(stream.getvalue())
 """
 
 
