@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import sys
 from pathlib import Path
 
@@ -83,8 +84,11 @@ def test_lock_names_no_host():
 
 
 def test_installed_versions_are_the_locked_ones(locked):
+    # Not all of sys.path: setuptools adds its own copies of other packages to it.
+    folder = sysconfig.get_path("purelib")
     installed = {
-        canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()
+        canonicalize_name(found.name): found.version
+        for found in importlib.metadata.distributions(path=[folder])
     }
     differing = {
         name: f"locked {version}, installed {installed.get(name)}"
