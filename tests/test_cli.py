@@ -1,7 +1,6 @@
 """The `fruits` command: the whole pipeline by papermill, and errors before anything starts."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -145,9 +144,9 @@ def test_a_failing_notebook_fails_the_run_with_its_own_line(photographs, tmp_pat
 
 
 @pytest.mark.slow
-def test_real_photographs(shared, tmp_path):
+def test_real_photographs(shared, tmp_path, monkeypatch):
     """The 3,936 photographs of ../shared, with ImageNet weights."""
-    os.environ.setdefault("KERAS_HOME", str(shared / "keras"))
+    monkeypatch.setenv("KERAS_HOME", str(shared / "keras"))
     run_dir = tmp_path / "run"
     answer = fruits(
         "run", "--data", shared / "fruits360", "--run-dir", run_dir, "-p", "weights=imagenet"
