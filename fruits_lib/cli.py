@@ -38,7 +38,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--data", required=True, help="Folder or URI of photographs, label folders below it.")
-@click.option("--run-dir", required=True, help="Run folder or URI: results, notebooks, report.")
+@click.option("--run-dir", required=True, help="Run folder: results, notebooks, report.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
 @click.option(
     "-f", "file", type=click.Path(exists=True, dir_okay=False), help="YAML of parameters."
