@@ -1,0 +1,87 @@
+"""Clients of AWS by the AWS conventions, and their errors in one line."""
+
+import os
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from fruits_lib.errors import FruitsError
+
+# The preflight's patience: a server that hangs is named within 20 seconds.
+IMPATIENT = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
+
+
+def client(service: str, region: str = "", config: Config | None = None):
+    """Return a boto3 client that follows the AWS conventions.
+
+    Endpoint (`AWS_ENDPOINT_URL`), profile (`AWS_PROFILE`) and credentials come from the environment,
+    the shared configuration files or the instance, never from parameters.
+
+    Parameters
+    ----------
+    service : str
+        Such as `s3` or `emr`.
+    region : str
+        Empty: `AWS_REGION`, `AWS_DEFAULT_REGION` or the profile's.
+    config : botocore.config.Config, optional
+
+    Raises
+    ------
+    FruitsError
+        If the profile or the region is missing.
+    """
+    try:
+        # A client of its own session: boto3's default one would be shared between threads.
+        return boto3.Session().client(
+            service, region_name=region or environment_region(), config=config
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise FruitsError(explain(error)) from None
+
+
+def environment_region() -> str | None:
+    """Return the region that the environment or the profile names, or None.
+
+    The SDKs disagree: Java's and the newer ones read `AWS_REGION`, boto3 `AWS_DEFAULT_REGION`.
+    """
+    return os.environ.get("AWS_REGION") or botocore.session.Session().get_config_variable("region")
+
+
+def explain(error: Exception) -> str:
+    """Return one line that says what AWS refused, and the way out where there is a known one."""
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return (
+            "AWS credentials are missing: set AWS_PROFILE, run `aws configure`, or give the "
+            "machine a role"
+        )
+    if isinstance(error, ProfileNotFound):
+        return f"AWS_PROFILE={os.environ.get('AWS_PROFILE')} is no profile: see `aws configure list-profiles`"
+    if isinstance(error, NoRegionError):
+        return "the AWS region is missing: set AWS_REGION, for example eu-west-1"
+    if isinstance(error, ClientError):
+        code = error.response["Error"].get("Code", "")
+        message = error.response["Error"].get("Message", "")
+        text = f"{error.operation_name}: {code}: {message}"
+        return " ".join(f"{text}: {WAYS_OUT[code]}".split() if code in WAYS_OUT else text.split())
+    return " ".join(str(error).split())
+
+
+WAYS_OUT = {
+    "InvalidAccessKeyId": "the access key is not known there: check AWS_PROFILE and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_PROFILE",
+    "ExpiredToken": "the session has expired: log in again, for example `aws sso login`",
+    "ExpiredTokenException": "the session has expired: log in again, for example `aws sso login`",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "UnrecognizedClientException": "the access key is not known there: check AWS_PROFILE",
+    "AccessDenied": "ask for the permissions that `fruits emr policies` prints",
+    "AccessDeniedException": "ask for the permissions that `fruits emr policies` prints",
+}

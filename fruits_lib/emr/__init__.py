@@ -1,0 +1,1 @@
+"""A cluster on Amazon EMR: planned, created, used and ended."""
