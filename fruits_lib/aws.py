@@ -20,11 +20,29 @@ from fruits_lib.errors import FruitsError
 IMPATIENT = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
 
 
+_EXPIRED = "the session has expired: log in again, for example `aws sso login`"
+_UNKNOWN_KEY = "the access key is not known there: check AWS_PROFILE and AWS_ENDPOINT_URL"
+_FORBIDDEN = "ask for the permissions that `fruits emr policies` prints"
+WAYS_OUT = {
+    "InvalidAccessKeyId": _UNKNOWN_KEY,
+    "UnrecognizedClientException": _UNKNOWN_KEY,
+    "InvalidClientTokenId": _UNKNOWN_KEY,
+    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_PROFILE",
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "AccessDenied": _FORBIDDEN,
+    "AccessDeniedException": _FORBIDDEN,
+    "403": _FORBIDDEN,  # the answer to a HEAD has no body to say more
+    "404": "check the bucket, the key and AWS_ENDPOINT_URL",
+}
+
+
 def client(service: str, region: str = "", config: Config | None = None):
     """Return a boto3 client that follows the AWS conventions.
 
-    Endpoint (`AWS_ENDPOINT_URL`), profile (`AWS_PROFILE`) and credentials come from the environment,
-    the shared configuration files or the instance, never from parameters.
+    Endpoint (`AWS_ENDPOINT_URL`), profile (`AWS_PROFILE`) and credentials come from the
+    environment, the shared configuration files or the instance, never from parameters.
 
     Parameters
     ----------
@@ -64,24 +82,13 @@ def explain(error: Exception) -> str:
             "machine a role"
         )
     if isinstance(error, ProfileNotFound):
-        return f"AWS_PROFILE={os.environ.get('AWS_PROFILE')} is no profile: see `aws configure list-profiles`"
+        profile = os.environ.get("AWS_PROFILE")
+        return f"AWS_PROFILE={profile} is no profile: see `aws configure list-profiles`"
     if isinstance(error, NoRegionError):
         return "the AWS region is missing: set AWS_REGION, for example eu-west-1"
     if isinstance(error, ClientError):
         code = error.response["Error"].get("Code", "")
-        message = error.response["Error"].get("Message", "")
+        message = error.response["Error"].get("Message", "").rstrip(".")
         text = f"{error.operation_name}: {code}: {message}"
         return " ".join(f"{text}: {WAYS_OUT[code]}".split() if code in WAYS_OUT else text.split())
     return " ".join(str(error).split())
-
-
-WAYS_OUT = {
-    "InvalidAccessKeyId": "the access key is not known there: check AWS_PROFILE and AWS_ENDPOINT_URL",
-    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_PROFILE",
-    "ExpiredToken": "the session has expired: log in again, for example `aws sso login`",
-    "ExpiredTokenException": "the session has expired: log in again, for example `aws sso login`",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-    "UnrecognizedClientException": "the access key is not known there: check AWS_PROFILE",
-    "AccessDenied": "ask for the permissions that `fruits emr policies` prints",
-    "AccessDeniedException": "ask for the permissions that `fruits emr policies` prints",
-}

@@ -11,8 +11,8 @@ import yaml
 import fruits_lib
 from fruits_lib import parameters, report
 from fruits_lib.errors import FruitsError
-
-NOTEBOOKS = Path(fruits_lib.__file__).parents[1] / "notebooks"
+from fruits_lib.preflight import preflight
+from fruits_lib.storage import PapermillHandler
 
 
 class _Line(click.ClickException):
@@ -44,12 +44,24 @@ def main() -> None:
     "-f", "file", type=click.Path(exists=True, dir_okay=False), help="YAML of parameters."
 )
 @click.option("--from", "first", metavar="NN", help="Start at this notebook, such as 03.")
+@click.option("--only", metavar="NN", help="Run this notebook alone.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
 def run(
-    data: str, run_dir: str, pairs: tuple[str, ...], file: str | None, first: str | None
+    data: str,
+    run_dir: str,
+    pairs: tuple[str, ...],
+    file: str | None,
+    first: str | None,
+    only: str | None,
+    overwrite: bool,
 ) -> None:
-    """Run notebooks 01 to 05 in order, headless, and write one report."""
-    given = {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
-    run_notebooks({"weights": "imagenet", **given, "data": data, "run_dir": run_dir}, first)
+    """Run notebooks 01 to 05 in order, headless, and write one report.
+
+    DATA and RUN_DIR are folders on this machine, in a bucket (s3://) or on any other file system
+    that Spark has a connector for.
+    """
+    given = {"weights": "imagenet", **parameters_given(pairs, file)}
+    run_notebooks({**given, "data": data, "run_dir": run_dir}, first, only, overwrite)
 
 
 @main.command()
@@ -102,30 +114,38 @@ def export(target: Path, **asked) -> None:
     click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")
 
 
-def run_notebooks(given: dict, first: str | None = None) -> None:
-    """Check all parameters, then run the notebooks from `first` on, and report.
+def run_notebooks(
+    given: dict, first: str | None = None, only: str | None = None, overwrite: bool = False
+) -> None:
+    """Check parameters and buckets, run the notebooks from `first` on, or one, and report.
 
     Raises
     ------
     FruitsError
-        If a parameter is unknown, of the wrong type or impossible, before anything starts; or the
-        line of the notebook that failed.
+        If a parameter is unknown, of the wrong type or impossible, a bucket cannot be used, or the
+        run folder holds a finished run, before anything starts; or the line of the notebook that
+        failed.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
 
     started = time.monotonic()
-    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if not notebooks:
-        raise FruitsError(f"{NOTEBOOKS} holds no notebooks: install the project with `make setup`")
+    notebooks = parameters.find_notebooks()
     values = parameters.check(notebooks, given)
+    start = _position(notebooks, only or first)
+    stop = start + 1 if only else None
     run_dir = values["run_dir"]
+    preflight(values["data"], run_dir, values.get("weights", ""))
+    if not overwrite:
+        _refuse_finished(run_dir)
     outputs = [f"{run_dir}/notebooks/{path.name}" for path in notebooks]
-    start = _position(notebooks, first)
     failure = None
-    if "://" not in run_dir:
+    if "://" in run_dir:
+        papermill_io.register(f"{run_dir.split('://')[0]}://", PapermillHandler())
+    else:
         Path(run_dir, "notebooks").mkdir(parents=True, exist_ok=True)
-    for path, output in list(zip(notebooks, outputs, strict=True))[start:]:
+    for path, output in list(zip(notebooks, outputs, strict=True))[start:stop]:
         click.echo(f"\n== {path.stem}")
         known = parameters.declared(path)
         try:
@@ -149,12 +169,26 @@ def run_notebooks(given: dict, first: str | None = None) -> None:
     click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
 
 
+def _refuse_finished(run_dir: str) -> None:
+    verified = report.read_manifest(run_dir).get("verify")
+    if verified and verified["passed"] == len(verified["checks"]):
+        raise FruitsError(
+            f"run_dir={run_dir} holds a run finished {verified['finished']}: give another run_dir, "
+            "or --overwrite to replace its results (features that are there stay)"
+        )
+
+
 def _position(notebooks: list[Path], first: str | None) -> int:
     names = [path.stem for path in notebooks]
     for position, name in enumerate(names):
         if first in (None, name, name.split("_")[0]):
             return position
-    raise FruitsError(f"--from {first} is no notebook: choose one of {', '.join(names)}")
+    raise FruitsError(f"{first} is no notebook: choose one of {', '.join(names)}")
+
+
+def parameters_given(pairs: tuple[str, ...], file: str | None) -> dict:
+    """Return what `-p NAME=VALUE` and `-f FILE` give, by name; `-p` wins."""
+    return {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -237,9 +237,11 @@ def _count_skipped(spark: SparkSession, root: str) -> int:
     """Count image files that Spark's file sources skip without a word."""
     fs, path = file_system(spark, root)
     skipped, folders = 0, [(path, False)]
+    one = spark.sparkContext._gateway.new_array(spark._jvm.org.apache.hadoop.fs.Path, 1)
     while folders:
-        folder, hidden = folders.pop()
-        entries = spark._jvm.org.apache.hadoop.fs.FileUtil.stat2Paths(fs.listStatus(folder))
+        one[0], hidden = folders.pop()
+        # Of one folder, a connector answers with an array of its own kind, which py4j cannot pass.
+        entries = spark._jvm.org.apache.hadoop.fs.FileUtil.stat2Paths(fs.listStatus(one))
         for entry in filter(None, _join(spark, entries).split("\0")):
             name = entry.rsplit("/", 1)[-1]
             skip = hidden or name.startswith(("_", "."))

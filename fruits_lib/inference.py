@@ -8,11 +8,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
-from pyspark.broadcast import Broadcast
+
+if TYPE_CHECKING:  # a cluster's node tries this module out before Spark is there
+    from pyspark.broadcast import Broadcast
 
 LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses more as a decompression bomb
 FEATURIZED = "path string, label string, split string, features array<float>, reason string"
@@ -88,7 +91,7 @@ def _reason(error: Exception) -> str:
     return f"damaged image: {error}".splitlines()[0]
 
 
-def featurizer(model: Broadcast, size: int, max_pixels: int):
+def featurizer(model: "Broadcast", size: int, max_pixels: int):
     """Return the function for `mapInArrow`: (path, label, split, content) to `FEATURIZED`.
 
     Parameters

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import os
+import sys
 from pathlib import Path
 
 from fruits_lib.backbones import check_backbone
@@ -16,6 +17,21 @@ CHECKS = {
     check_featurize: ("max_pixels", "max_reject_ratio", "batch_size"),
     check_choice: ("variance", "k"),
 }
+
+
+def find_notebooks() -> list[Path]:
+    """Return the notebooks in order: those of the checkout, or of the installed wheel.
+
+    Raises
+    ------
+    FruitsError
+        If there are none.
+    """
+    folders = [Path(__file__).parents[1] / "notebooks", Path(sys.prefix, "share/fruits/notebooks")]
+    for folder in folders:
+        if notebooks := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+            return notebooks
+    raise FruitsError(f"{folders[0]} holds no notebooks: install the project with `make setup`")
 
 
 def declared(notebook: Path) -> dict[str, dict]:

@@ -5,8 +5,9 @@ import json
 
 import nbformat
 from nbconvert import HTMLExporter
-from papermill.iorw import papermill_io
 from traitlets.config import Config
+
+from fruits_lib.storage import read_text, write_text
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -37,7 +38,7 @@ def write_report(run_dir: str, notebooks: list[str], summary: dict[str, str]) ->
     Parameters
     ----------
     run_dir : str
-        Anywhere that papermill writes.
+        Path or URI.
     notebooks : list of str
         The executed notebooks, in order; those that did not run are left out.
     summary : dict of str to str
@@ -62,12 +63,12 @@ def write_report(run_dir: str, notebooks: list[str], summary: dict[str, str]) ->
     )
     body, _ = HTMLExporter(config=config, template_name="basic").from_notebook_node(merged)
     page = PAGE.format(title="Fruits run", summary=rows, body=body)
-    papermill_io.write(page, f"{run_dir}/report.html", extensions=[".html"])
+    write_text(f"{run_dir}/report.html", page)
 
 
 def _cells(path: str) -> list[nbformat.NotebookNode]:
     try:
-        return nbformat.reads(papermill_io.read(path), as_version=4).cells
+        return nbformat.reads(read_text(path), as_version=4).cells
     except FileNotFoundError:
         return []
 
@@ -78,20 +79,25 @@ def _drop_sentence(cells: list[nbformat.NotebookNode]) -> None:
         cells.pop()
 
 
+def read_manifest(run_dir: str) -> dict:
+    """Return a run's manifest, without Spark; an empty one if there is none."""
+    try:
+        return json.loads(read_text(f"{run_dir}/manifest.json"))
+    except FileNotFoundError:
+        return {}
+
+
 def summarize(run_dir: str, seconds: float) -> dict[str, str]:
     """Return what a run came to, as far as it got, by name.
 
     Parameters
     ----------
     run_dir : str
-        Anywhere that papermill reads.
+        Path or URI.
     seconds : float
         Wall time of the whole run.
     """
-    try:
-        manifest = json.loads(papermill_io.read(f"{run_dir}/manifest.json"))
-    except FileNotFoundError:
-        manifest = {}
+    manifest = read_manifest(run_dir)
     lines = {}
     if load := manifest.get("load"):
         lines["images in"] = f"{load['images']:,} of {load['labels']} labels"

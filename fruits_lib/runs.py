@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import fruits_lib
 from fruits_lib.errors import FruitsError
+from fruits_lib.storage import is_s3
 
 PACKAGES = ("pyspark", "numpy", "pandas", "pyarrow", "pillow", "ai-edge-litert", "tensorflow-cpu")
 
@@ -33,9 +34,10 @@ def file_system(spark: SparkSession, uri: str):
         fs = path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
     except Exception as error:
         reason = str(getattr(error, "java_exception", error)).splitlines()[0]
-        raise FruitsError(
-            f"{uri!r} cannot be reached ({reason}): check the path, its scheme and connector"
-        ) from None
+        way_out = "check the path, its scheme and connector"
+        if is_s3(uri):  # Java reads its class path once
+            way_out = "restart the kernel, so that Spark starts with the connector for S3"
+        raise FruitsError(f"{uri!r} cannot be reached ({reason}): {way_out}") from None
     return fs, fs.makeQualified(path)
 
 

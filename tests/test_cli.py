@@ -184,7 +184,7 @@ class TestErrorsBeforeAnythingStarts:
             (["-p", "batch_size=-1"], ["batch_size=-1"]),
             (["-p", "seed=-1"], ["seed=-1"]),
             (["-p", "variance"], ["variance has no ="]),
-            (["--from", "07"], ["--from 07", "01_load"]),
+            (["--from", "07"], ["07 is no notebook", "01_load"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
     )
@@ -226,7 +226,7 @@ def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "run_notebooks", lambda given, first: taken.update(given))
     command = ["run", "--data", str(tmp_path), "--run-dir", "x", "-f", str(file), "-p", "k=9"]
     assert CliRunner().invoke(cli.main, command).exit_code == 0
-    values = parameters.check(sorted(cli.NOTEBOOKS.glob("*.ipynb")), taken)
+    values = parameters.check(parameters.find_notebooks(), taken)
     assert values["k"] == 9
     assert values["variance"] == 1.0
     assert isinstance(values["variance"], float)
@@ -237,13 +237,13 @@ def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    notebooks = sorted(cli.NOTEBOOKS.glob("*.ipynb"))
+    notebooks = parameters.find_notebooks()
     values = parameters.check(notebooks, {"data": "photos", "run_dir": "run"})
     assert values == {"data": str(tmp_path / "photos"), "run_dir": str(tmp_path / "run")}
 
 
 def test_uris_stay_as_they_are():
-    notebooks = sorted(cli.NOTEBOOKS.glob("*.ipynb"))
+    notebooks = parameters.find_notebooks()
     given = {
         "data": "s3://bucket/photos",
         "run_dir": "hdfs://name/run",

@@ -1,0 +1,160 @@
+"""The S3A connector of a local Spark: its jars, and its settings by the AWS conventions."""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+import pyspark
+
+from fruits_lib import aws
+from fruits_lib.errors import FruitsError
+
+# Of the release that pip's pyspark 3.5.8 was built with, without what Spark brings already. Maven's
+# bundle of the whole AWS SDK would be 275 MB.
+JARS = {
+    "org.apache.hadoop:hadoop-aws:3.3.4": (
+        "53f9ae03c681a30a50aa17524bd9790ab596b28481858e54efd989a826ed3a4a"
+    ),
+    "com.amazonaws:aws-java-sdk-core:1.12.262": (
+        "06fed99f929c389e168278c1b111aaf1afb270d07202fbbce92e73d1e4279678"
+    ),
+    "com.amazonaws:aws-java-sdk-s3:1.12.262": (
+        "a0cb7580178bc0d4d3558295a5bb890008478da8a6b3241989c71238b0ed3be5"
+    ),
+    "com.amazonaws:aws-java-sdk-sts:1.12.262": (
+        "659f48d8ebc02025c5042cc4b925f62610e81f334498f1b9e7a271ce20ecbcae"
+    ),
+    "com.amazonaws:aws-java-sdk-dynamodb:1.12.262": (
+        "7af4ba06d0d9b3c2ab435089caecd0567810d203aa285f7aa72861f1964d442e"
+    ),
+    "com.amazonaws:jmespath-java:1.12.262": (
+        "9001ea993a45d82a2d3086edcbda8a40b4e012d049a70fbf071fd329c0fbd777"
+    ),
+}
+IVY_MODULE = """<ivy-module version="2.0">
+  <info organisation="fruits" module="connector"/>
+  <dependencies>{dependencies}</dependencies>
+</ivy-module>"""
+IVY_DEPENDENCY = """
+    <dependency org="{0}" name="{1}" rev="{2}" transitive="false" conf="default->master"/>"""
+PATIENCE = 300  # seconds for 5 MB
+
+
+def s3a_settings() -> dict[str, str]:
+    """Return the Spark settings that make `s3://` work on this machine.
+
+    Endpoint and region are those that boto3 would use; credentials stay where they are: the AWS SDK
+    finds them in the environment, the profile or the instance by itself. Only those of a single
+    sign-on, which it does not know, are put into the environment for it.
+
+    Raises
+    ------
+    FruitsError
+        If the jars cannot be had.
+    """
+    hadoop = {
+        "fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",  # as on EMR
+        "fs.s3n.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
+        "fs.s3a.aws.credentials.provider": (
+            "com.amazonaws.auth.DefaultAWSCredentialsProviderChain"
+        ),
+    }
+    s3 = aws.client("s3")
+    endpoint = urlsplit(s3.meta.endpoint_url)
+    if not endpoint.hostname.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        hadoop |= {
+            "fs.s3a.endpoint": s3.meta.endpoint_url,
+            "fs.s3a.path.style.access": "true",
+            "fs.s3a.connection.ssl.enabled": str(endpoint.scheme == "https").lower(),
+        }
+    if region := aws.environment_region():
+        hadoop["fs.s3a.endpoint.region"] = region
+    _pass_sign_on()
+    jars = ":".join(str(jar) for jar in fetch_jars())
+    return {f"spark.hadoop.{key}": value for key, value in hadoop.items()} | {
+        "spark.driver.extraClassPath": jars  # the executor's too, in local mode
+    }
+
+
+def _pass_sign_on() -> None:
+    found = boto3.Session().get_credentials()
+    if found and found.method in ("sso", "login"):
+        keys = found.get_frozen_credentials()
+        os.environ["AWS_ACCESS_KEY_ID"] = keys.access_key
+        os.environ["AWS_SECRET_ACCESS_KEY"] = keys.secret_key
+        os.environ["AWS_SESSION_TOKEN"] = keys.token
+
+
+def fetch_jars() -> list[Path]:
+    """Return the connector's jars, from the cache or else from Maven Central, checked by sha256.
+
+    Ivy, which comes with Spark, resolves them; the cache is `~/.cache/fruits/jars`, or `jars` in
+    the folder that `FRUITS_CACHE` names.
+
+    Raises
+    ------
+    FruitsError
+        If a jar is missing and cannot be fetched, or is not the one that is known here.
+    """
+    cache = cache_folder() / "jars"
+    jars = {cache / _file_name(name): digest for name, digest in JARS.items()}
+    if not all(jar.is_file() for jar in jars):
+        cache.mkdir(parents=True, exist_ok=True)
+        _retrieve(cache)
+    for jar, digest in jars.items():
+        found = hashlib.sha256(jar.read_bytes()).hexdigest()
+        if found != digest:
+            raise FruitsError(
+                f"{jar} has sha256 {found}, not {digest}: remove it and look where it came from"
+            )
+    return list(jars)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched once: `FRUITS_CACHE`, else the user's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FRUITS_CACHE") or Path(caches, "fruits"))
+
+
+def _file_name(name: str) -> str:
+    _, artifact, version = name.split(":")
+    return f"{artifact}-{version}.jar"
+
+
+def _retrieve(cache: Path) -> None:
+    home = os.environ.get("JAVA_HOME")
+    (ivy,) = Path(pyspark.__file__).parent.glob("jars/ivy-*.jar")
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        module = Path(folder, "ivy.xml")
+        dependencies = "".join(IVY_DEPENDENCY.format(*name.split(":")) for name in JARS)
+        module.write_text(IVY_MODULE.format(dependencies=dependencies))
+        command = [f"{home}/bin/java" if home else "java", "-Djava.net.useSystemProxies=true"]
+        command += ["-cp", str(ivy), "org.apache.ivy.Main", "-ivy", str(module), "-types", "jar"]
+        command += ["-cache", f"{folder}/ivy", "-warn"]
+        command += ["-retrieve", f"{folder}/[artifact]-[revision].[ext]"]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            reason = f"{answer.stdout}{answer.stderr}"
+        except subprocess.TimeoutExpired:
+            reason = f"no answer in {PATIENCE} seconds"
+        names = [_file_name(name) for name in JARS]
+        missing = [name for name in names if not Path(folder, name).is_file()]
+        if missing:
+            raise FruitsError(
+                f"{missing[0]}, which reads s3://, is not in {cache} and cannot be fetched from "
+                f"Maven Central ({_reason(reason)}): go online once, or copy the jars there "
+                "from a machine that has them"
+            )
+        for name in names:
+            Path(folder, name).replace(cache / name)
+
+
+def _reason(text: str) -> str:
+    """The first download's failure says most in Ivy's pages of warnings."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    failures = [line.split(" url=")[0].rstrip(".") for line in lines if " url=" in line]
+    return (failures or lines)[0]
