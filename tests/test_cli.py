@@ -223,7 +223,7 @@ def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
     file = tmp_path / "p.yaml"
     file.write_text("k: 7\nvariance: 1\nstandardize: true\n", encoding="utf-8")
     taken = {}
-    monkeypatch.setattr(cli, "run_notebooks", lambda given, first: taken.update(given))
+    monkeypatch.setattr(cli, "run_notebooks", lambda given, *_: taken.update(given))
     command = ["run", "--data", str(tmp_path), "--run-dir", "x", "-f", str(file), "-p", "k=9"]
     assert CliRunner().invoke(cli.main, command).exit_code == 0
     values = parameters.check(parameters.find_notebooks(), taken)

@@ -1,0 +1,196 @@
+"""The same code and the same checks in a bucket; on moto, or on a real MinIO (--s3 minio)."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+from servers import KEY, REGION
+
+from fruits_lib.backbones import export_backbone
+from fruits_lib.errors import FruitsError
+from fruits_lib.featurize import featurize
+from fruits_lib.images import build_index, list_images
+from fruits_lib.reduction import fit_model, pick_k
+from fruits_lib.runs import open_run
+from fruits_lib.sample import GOOD, REJECTS, SKIPPED
+from fruits_lib.verify import verify
+
+BIN = Path(sys.executable).parent
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = [
+    "a b.png",
+    "100%.png",
+    "a%20b.png",
+    "a+b.png",
+    "#1.png",
+    "pêche.png",
+    "🍎.png",
+    "[x]{y}.png",
+]
+
+
+def command(name, *arguments):
+    """Run a command as a user does; return the finished process."""
+    return subprocess.run([BIN / name, *map(str, arguments)], capture_output=True, text=True)
+
+
+def photograph(sample):
+    return sorted(sample.glob("Training/Lemon 100%/*.jpg"))[0].read_bytes()
+
+
+def stages(spark, data, run_dir, weights):
+    """Run every stage in this process, with the quick backbone; return the run."""
+    run = open_run(spark, run_dir)
+    build_index(run, data)
+    network = export_backbone(run, "mobilenet_v2", weights, 32)
+    featurize(run, network)
+    pick_k(run, variance=0.9)
+    fit_model(run)
+    verify(run).require()
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(server, new_bucket, sample):
+    """One `fruits run`, from a bucket to it: (bucket, its photographs before, finished process)."""
+    bucket = new_bucket()
+    bucket.upload(sample, "photographs")
+    before = bucket.listing("photographs/")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        answer = command(
+            *("fruits", "run", "--data", bucket.uri("photographs")),
+            *("--run-dir", bucket.uri("runs/first")),
+            *("-p", "weights=random", "-p", "input_size=64"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    return bucket, before, answer
+
+
+@pytest.mark.slow
+class TestAWholeRun:
+    def test_every_image_is_counted_and_every_check_passes(self, whole):
+        recorded = json.loads(whole[0].get("runs/first/manifest.json"))
+        assert recorded["load"]["images"] == GOOD + REJECTS
+        assert recorded["load"]["skipped"] == SKIPPED
+        assert recorded["featurize"]["features"] == GOOD
+        assert recorded["verify"]["failed"] == 0
+
+    def test_executed_notebooks_and_report_lie_in_the_bucket(self, whole):
+        for path in NOTEBOOKS.glob("*.ipynb"):
+            text = whole[0].get(f"runs/first/notebooks/{path.name}").decode()
+            cells = nbformat.reads(text, as_version=4).cells
+            assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+        assert b"17 of 17" in whole[0].get("runs/first/report.html")
+
+    def test_the_photographs_are_not_touched(self, whole):
+        bucket, before, _ = whole
+        assert bucket.listing("photographs/") == before
+
+    def test_pyarrow_reads_the_features(self, whole, server):
+        s3 = pyarrow.fs.S3FileSystem(
+            access_key=KEY["AWS_ACCESS_KEY_ID"],
+            secret_key=KEY["AWS_SECRET_ACCESS_KEY"],
+            endpoint_override=server.endpoint,
+            region=REGION,
+        )
+        table = pq.read_table(f"{whole[0].name}/runs/first/features", filesystem=s3)
+        assert table.num_rows == GOOD
+
+    def test_keys_are_nowhere(self, whole):
+        bucket, _, answer = whole
+        written = [bucket.get(key) for key in bucket.listing("runs/")]
+        for secret in KEY.values():
+            assert secret not in answer.stdout + answer.stderr
+            assert not any(secret.encode() in content for content in written)
+
+    def test_a_finished_run_is_not_overwritten_without_being_told(self, whole, server, monkeypatch):
+        bucket = whole[0]
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        before = bucket.listing("runs/")
+        answer = command(
+            *("fruits", "run", "--data", bucket.uri("photographs")),
+            *("--run-dir", bucket.uri("runs/first"), "-p", "weights=random"),
+        )
+        assert answer.returncode == 1
+        assert "--overwrite" in answer.stderr.splitlines()[-1]
+        assert bucket.listing("runs/") == before
+
+    def test_papermill_runs_a_notebook_of_the_bucket(self, whole, server, monkeypatch):
+        bucket = whole[0]
+        for name, value in {**server.environment, "AWS_DEFAULT_REGION": REGION}.items():
+            monkeypatch.setenv(name, value)
+        bucket.put("notebooks/03.ipynb", (NOTEBOOKS / "03_pick_k.ipynb").read_bytes())
+        answer = command(
+            *("papermill", bucket.uri("notebooks/03.ipynb"), bucket.uri("out/03.ipynb")),
+            *("-p", "run_dir", bucket.uri("runs/first"), "-p", "variance", "0.5"),
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert b"explained variance" in bucket.get("out/03.ipynb")
+
+
+@pytest.mark.slow
+def test_a_folder_in_and_a_bucket_out(spark, sample, tiny, bucket):
+    bucket.put("weights/tiny.tflite", tiny.read_bytes())
+    run = stages(spark, str(sample), bucket.uri("run"), bucket.uri("weights/tiny.tflite"))
+    assert run.manifest()["featurize"]["features"] == GOOD
+
+
+@pytest.mark.slow
+def test_a_bucket_in_and_a_folder_out(spark, sample, tiny, bucket, tmp_path):
+    bucket.upload(sample, "photographs")
+    run = stages(spark, bucket.uri("photographs"), str(tmp_path / "run"), str(tiny))
+    assert run.manifest()["featurize"]["features"] == GOOD
+
+
+def test_new_objects_alone_are_computed(spark, sample, tiny, bucket):
+    for number in range(3):
+        bucket.put(f"photographs/Lemon/{number}.jpg", photograph(sample))
+    run = open_run(spark, bucket.uri("run"))
+    network = export_backbone(run, "mobilenet_v2", str(tiny), 32)
+    build_index(run, bucket.uri("photographs"))
+    first = featurize(run, network).computed
+    bucket.put("photographs/Lemon/3.jpg", photograph(sample))
+    build_index(run, bucket.uri("photographs"))
+    assert (first, featurize(run, network).computed, featurize(run, network).computed) == (3, 1, 0)
+
+
+def test_keys_of_any_characters(spark, sample, tiny, bucket):
+    for name in NAMES:
+        bucket.put(f"photo graphs/Pêche 1%/{name}", photograph(sample))
+    run = open_run(spark, bucket.uri("run 1%"))
+    build_index(run, bucket.uri("photo graphs"))
+    featurize(run, export_backbone(run, "mobilenet_v2", str(tiny), 32))
+    rows = run.read_table("features").select("path", "label").collect()
+    assert {row.path.rsplit("/", 1)[1] for row in rows} == set(NAMES)
+    assert {row.label for row in rows} == {"Pêche 1%"}
+
+
+def test_a_listing_of_three_pages(spark, bucket):
+    with ThreadPoolExecutor(16) as threads:
+        keys = [f"photographs/Lemon/{number}.jpg" for number in range(2500)]
+        list(threads.map(bucket.put, keys, [b"x"] * len(keys)))
+    assert list_images(spark, bucket.uri("photographs")).count() == 2500
+
+
+def test_an_empty_object_is_listed(spark, bucket):
+    bucket.put("photographs/Lemon/0.jpg", b"")
+    bucket.put("photographs/Lemon/1.jpg", b"x")
+    rows = list_images(spark, bucket.uri("photographs")).select("path", "length").collect()
+    assert {(row.path, row.length) for row in rows} == {
+        (bucket.uri("photographs/Lemon/0.jpg"), 0),
+        (bucket.uri("photographs/Lemon/1.jpg"), 1),
+    }
+
+
+def test_a_missing_prefix_is_one_line(spark, bucket):
+    with pytest.raises(FruitsError, match="photographs"):
+        build_index(open_run(spark, bucket.uri("run")), bucket.uri("photographs"))
