@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # the steps of a task share two cores and one Spark: one after the other
-.PHONY: help setup demo test lint lab run bench notebooks lock clean
+.PHONY: help setup demo test test-s3 test-node lint lab run bench notebooks lock clean
 
 # Many people export these for another Spark or Python; here they would replace what .venv holds.
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
@@ -42,6 +42,13 @@ test: lint  ## Lint, unit tests, notebooks from end to end, committed outputs co
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
+test-s3: setup  ## The tests of buckets on a real S3 server, and its faults (builds MinIO, once, with Go)
+	scripts/fetch-tools.sh
+	$(BIN)/python -m pytest --s3 minio tests/test_s3.py tests/test_preflight.py tests/real_s3
+
+test-node: setup  ## Prove bootstrap.sh in a fresh root (as root; needs mmdebstrap)
+	$(BIN)/python -m pytest -rsP tests/node
+
 lint: setup  ## Check code, notebooks and shell scripts (a part of test)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,13 +77,21 @@ notebooks: setup  ## Execute the committed notebooks in place, on the sample, to
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
 	done
 
-lock:  ## Resolve requirements.in into requirements.lock (ARGS="--upgrade" for newer versions)
+# A node may be x86_64 or Graviton: one lock serves both, and each package has a wheel for each.
+lock:  ## Resolve requirements*.in into the locks (ARGS="--upgrade" for newer versions)
 	tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT; \
 	python="$$(bash scripts/find-python.sh)"; "$$python" -m venv "$$tools"; \
 	"$$tools/bin/python" -m pip install --quiet uv==$(UV_VERSION); \
-	"$$tools/bin/uv" pip compile requirements.in --quiet --python-version 3.11 \
-	  --python "$$python" --python-platform x86_64-unknown-linux-gnu --generate-hashes \
-	  --no-emit-index-url --no-header -o requirements.lock $(ARGS)
+	compile=("$$tools/bin/uv" pip compile --quiet --python-version 3.11 --python "$$python" \
+	  --generate-hashes --no-emit-index-url --no-header); \
+	"$${compile[@]}" requirements.in --python-platform x86_64-unknown-linux-gnu \
+	  -o requirements.lock $(ARGS); \
+	for arch in x86_64 aarch64; do \
+	  "$${compile[@]}" requirements-node.in --python-platform "$$arch-unknown-linux-gnu" \
+	    --only-binary :all: -o "$$tools/$$arch.lock"; \
+	done; \
+	cmp "$$tools/x86_64.lock" "$$tools/aarch64.lock"; \
+	cp "$$tools/x86_64.lock" requirements-node.lock
 
 clean:  ## Remove .venv, caches and build products (runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
