@@ -178,8 +178,11 @@ def export_backbone(
     spec = check_backbone(backbone, weights, input_size, pooling, seed)
     if run.exists("backbone/backbone.json"):
         return _read_exported(run, spec)
+    installed = Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite")
     if weights.endswith(".tflite"):
         content = read_bytes(run.spark, weights)
+    elif weights == "imagenet" and installed.is_file():  # a cluster's node, by bootstrap.sh
+        content = installed.read_bytes()
     elif spec.weights in ("imagenet", "random"):
         content = export(spec)
     else:

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import click
-import yaml
 
 import fruits_lib
 from fruits_lib import parameters, report
+from fruits_lib.emr.cli import emr
 from fruits_lib.errors import FruitsError
 from fruits_lib.preflight import preflight
 from fruits_lib.storage import PapermillHandler
@@ -60,7 +60,7 @@ def run(
     DATA and RUN_DIR are folders on this machine, in a bucket (s3://) or on any other file system
     that Spark has a connector for.
     """
-    given = {"weights": "imagenet", **parameters_given(pairs, file)}
+    given = {"weights": "imagenet", **parameters.given(pairs, file)}
     run_notebooks({**given, "data": data, "run_dir": run_dir}, first, only, overwrite)
 
 
@@ -112,6 +112,9 @@ def export(target: Path, **asked) -> None:
     content = export(spec, weights.read_bytes() if weights else None)
     target.write_bytes(content)
     click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")
+
+
+main.add_command(emr)
 
 
 def run_notebooks(
@@ -184,27 +187,3 @@ def _position(notebooks: list[Path], first: str | None) -> int:
         if first in (None, name, name.split("_")[0]):
             return position
     raise FruitsError(f"{first} is no notebook: choose one of {', '.join(names)}")
-
-
-def parameters_given(pairs: tuple[str, ...], file: str | None) -> dict:
-    """Return what `-p NAME=VALUE` and `-f FILE` give, by name; `-p` wins."""
-    return {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise FruitsError(f"-p {text} has no =: write -p name=value")
-    return name, value
-
-
-def _from_yaml(file: str | None) -> dict:
-    if file is None:
-        return {}
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise FruitsError(f"{file} is no YAML ({str(error).splitlines()[0]}): mend it") from None
-    if not isinstance(values, dict):
-        raise FruitsError(f"{file} holds no names: write one `name: value` a line")
-    return values

@@ -24,6 +24,7 @@ from fruits_lib.images import file_partitions, read_images
 from fruits_lib.inference import FEATURIZED, LARGEST_IMAGE, featurizer
 from fruits_lib.runs import Run
 from fruits_lib.session import ipython_shell, settings
+from fruits_lib.storage import is_s3
 
 IMAGES_PER_CORE = 2000  # in one micro-batch: long enough to hide its overhead, short to lose
 REJECTS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "reason")])
@@ -199,8 +200,11 @@ def _start_query(run: Run, data: str, batch_size: int, write) -> StreamingQuery:
         # Spark would skip images a week older than the newest one.
         maxFileAge="36500d",
     )
+    columns = ["path", "label", "split"]
+    if not is_s3(data):  # from a bucket, the workers fetch the content themselves: quicker
+        columns.append("content")
     return (
-        new_images.select("path", "label", "split", "content")
+        new_images.select(*columns)
         .writeStream.trigger(availableNow=True)
         .option("checkpointLocation", run.path("checkpoint"))
         .foreachBatch(write)

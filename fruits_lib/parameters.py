@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import yaml
+
 from fruits_lib.backbones import check_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
@@ -104,3 +106,27 @@ def _absolute(path: str, keep: bool) -> str:
 
 def _is_uri(path: str) -> bool:
     return "://" in path
+
+
+def given(pairs: tuple[str, ...], file: str | None) -> dict:
+    """Return what `-p NAME=VALUE` and `-f FILE` give, by name; `-p` wins."""
+    return {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise FruitsError(f"-p {text} has no =: write -p name=value")
+    return name, value
+
+
+def _from_yaml(file: str | None) -> dict:
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise FruitsError(f"{file} is no YAML ({str(error).splitlines()[0]}): mend it") from None
+    if not isinstance(values, dict):
+        raise FruitsError(f"{file} holds no names: write one `name: value` a line")
+    return values

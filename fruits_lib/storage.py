@@ -22,6 +22,17 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
+def reader():
+    """Return a function that reads one object by its `s3://` URI, whole, from any thread."""
+    s3 = aws.client("s3", config=PATIENT)
+
+    def read(uri: str) -> bytes:
+        bucket, key = uri.split("://", 1)[1].split("/", 1)
+        return s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    return read
+
+
 def read_text(uri: str) -> str:
     """Return the content of one file.
 
