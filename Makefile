@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # the steps of a task share two cores and one Spark: one after the other
-.PHONY: help setup demo test test-s3 test-node lint lab run bench notebooks lock clean
+.PHONY: help setup demo test test-s3 test-node lint lab run bench bench-s3 notebooks lock clean
 
 # Many people export these for another Spark or Python; here they would replace what .venv holds.
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
@@ -16,7 +16,7 @@ FRESH_SAMPLE := export TMPDIR="$$(mktemp -d)"; trap 'rm -rf "$$TMPDIR"' EXIT;
 UV_VERSION := 0.13.8
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Two stamps, so that an edit of pyproject.toml does not download everything again. A stamp is
 # written last: an interrupted set-up has none, and starts afresh. pyspark comes as source only:
@@ -70,6 +70,10 @@ require-data-and-run:
 
 bench: setup  ## Measure images per second (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+bench-s3: setup  ## Measure a run from and to a bucket on this machine (ARGS="..." adds options)
+	scripts/fetch-tools.sh
+	@$(BIN)/python benchmarks/bucket.py $(ARGS)
 
 notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
 	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \

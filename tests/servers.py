@@ -186,7 +186,7 @@ class Faults:
         )
         urllib.request.urlopen(request).close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
 

@@ -120,7 +120,8 @@ def _cluster_options(command):
 def plan(images: int, rate: float | None, as_json: bool, **asked) -> None:
     """Print what would be created, where, and at what price. Nothing is created.
 
-    The output of --json is for `aws emr run-job-flow --cli-input-json`.
+    The output of --json is the RunJobFlow request, for boto3 and other SDKs; the aws command has
+    dropped its `run-job-flow`.
     """
     spec = _spec(asked)
     wanted = _request(spec)  # a plan that AWS would refuse is none

@@ -28,7 +28,7 @@ def photographs(bucket, sample):
 def faults(server, tmp_path):
     proxy = Faults(server, tmp_path / "toxiproxy.log")
     yield proxy
-    proxy.stop()
+    proxy.close()
 
 
 class Running:
