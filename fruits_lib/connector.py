@@ -156,5 +156,5 @@ def _retrieve(cache: Path) -> None:
 def _reason(text: str) -> str:
     """The first download's failure says most in Ivy's pages of warnings."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
-    failures = [line.split(" url=")[0].rstrip(".") for line in lines if " url=" in line]
+    failures = [line.split(" url=")[0].rstrip(".") for line in lines if "not found" in line]
     return (failures or lines)[0]

@@ -36,7 +36,10 @@ def file_system(spark: SparkSession, uri: str):
         reason = str(getattr(error, "java_exception", error)).splitlines()[0]
         way_out = "check the path, its scheme and connector"
         if is_s3(uri):  # Java reads its class path once
-            way_out = "restart the kernel, so that Spark starts with the connector for S3"
+            way_out = (
+                "this Spark started without a connector for S3, restart the kernel; if SPARK_HOME "
+                "or PYSPARK_SUBMIT_ARGS sets it up, name one there"
+            )
         raise FruitsError(f"{uri!r} cannot be reached ({reason}): {way_out}") from None
     return fs, fs.makeQualified(path)
 

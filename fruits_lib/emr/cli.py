@@ -2,16 +2,8 @@
 
 import json
 import shlex
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -19,8 +11,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits_lib import aws, parameters
 from fruits_lib.emr import cluster as life
-from fruits_lib.emr import prices, request, staging, steps
+from fruits_lib.emr import console, options, prices, request, staging, steps
+from fruits_lib.emr import tunnel as ssh
 from fruits_lib.emr.cluster import Cluster
+from fruits_lib.emr.console import Clock
+from fruits_lib.emr.options import REGION, YES, cluster_options, spec_options
 from fruits_lib.emr.plan import make_plan
 from fruits_lib.emr.policies import documents
 from fruits_lib.emr.spec import ClusterSpec
@@ -28,18 +23,7 @@ from fruits_lib.emr.wheelhouse import ARCHITECTURES, build_wheel, build_wheelhou
 from fruits_lib.errors import FruitsError
 from fruits_lib.preflight import preflight
 
-HUB, HISTORY = 9443, 18080  # ports of JupyterHub and of Spark's history server, on EMR
-INTERRUPTED = 130  # the shell's code for Ctrl-C
-REFUSALS = (FruitsError, ClientError, BotoCoreError)
 LISTED = timedelta(days=7)
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Time, so that a test can bring its own."""
-
-    sleep: Callable[[float], None] = time.sleep
-    now: Callable[[], datetime] = life.now
 
 
 class _Group(click.Group):
@@ -59,63 +43,10 @@ def emr(context: click.Context) -> None:
     context.ensure_object(Clock)
 
 
-def _region() -> str:
-    try:
-        return aws.environment_region() or ClusterSpec.region
-    except BotoCoreError as error:
-        raise FruitsError(aws.explain(error)) from None
-
-
-_REGION = click.option("--region", default=_region, help="Default: AWS_REGION, else eu-west-1.")
-_YES = click.option("--yes", is_flag=True, help="Do not ask.")
-_NAME = click.option("--name", default=ClusterSpec.name, show_default=True, help="Cluster's name.")
-
-
-def _spec_options(command):
-    """Add an option for each field of ClusterSpec."""
-
-    def option(name: str, meaning: str):
-        default = getattr(ClusterSpec, name)
-        return click.option(
-            "--" + name.replace("_", "-"), default=default, show_default=default != "", help=meaning
-        )
-
-    options = [
-        click.option("--stage", required=True, metavar="S3_URI", help="For code, notebooks, logs."),
-        _NAME,
-        _REGION,
-        option("release", "EMR release."),
-        option("primary", "Instance type of the primary node."),
-        option("core", "Instance type of core nodes."),
-        option("task", "Instance type of task nodes."),
-        option("core_nodes", "Core nodes, on demand."),
-        option("task_nodes", "Task nodes at most, spot; 0: none."),
-        option("idle_minutes", "Without work, after which the cluster ends itself."),
-        option("ebs_gb", "Root volume of each node in GB."),
-        option("service_role", "Role of the cluster."),
-        option("instance_profile", "Role of its nodes."),
-        option("security_configuration", "Made if there is none of this name."),
-        option("subnet", "EC2 subnet."),
-        option("key_name", "EC2 key pair, for the tunnel."),
-        option("ssh_group", "Security group added to the primary node, for the tunnel."),
-        click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="More tags."),
-    ]
-    for add in reversed(options):
-        command = add(command)
-    return command
-
-
-def _cluster_options(command):
-    """Add what names an existing cluster."""
-    for add in (_NAME, _REGION, click.argument("cluster_id", required=False)):
-        command = add(command)
-    return command
-
-
 @emr.command()
-@_spec_options
+@spec_options
 @click.option("--images", default=100_000, show_default=True, help="Photographs to compute.")
-@click.option("--rate", type=float, help="Images per second and vCPU; default: as measured.")
+@click.option("--rate", type=float, help="Images per second and vCPU; default: an estimate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the request that AWS would get.")
 def plan(images: int, rate: float | None, as_json: bool, **asked) -> None:
     """Print what would be created, where, and at what price. Nothing is created.
@@ -123,27 +54,27 @@ def plan(images: int, rate: float | None, as_json: bool, **asked) -> None:
     The output of --json is the RunJobFlow request, for boto3 and other SDKs; the aws command has
     dropped its `run-job-flow`.
     """
-    spec = _spec(asked)
+    spec = options.spec(asked)
     wanted = _request(spec)  # a plan that AWS would refuse is none
     click.echo(json.dumps(wanted, indent=2) if as_json else make_plan(spec, images, rate))
 
 
 @emr.command()
-@_spec_options
+@spec_options
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Default backbone, exported elsewhere to a .tflite file.",
 )
-@_YES
+@YES
 @click.pass_obj
 def create(clock: Clock, weights: Path | None, yes: bool, **asked) -> None:
     """Stage code and notebooks, create a cluster, and wait until it is ready."""
-    spec = _spec(asked)
+    spec = options.spec(asked)
     wanted = _request(spec)
     client, s3 = _clients(spec.region)
     staging.check_bucket(s3, spec)
-    _ask_to_spend(wanted, spec.region, yes)
+    console.ask_to_spend(wanted, spec.region, yes)
     with tempfile.TemporaryDirectory() as folder:
         done = staging.stage(s3, spec, build_wheel(Path(folder)), weights)
     click.echo(f"{spec.stage}: {len(done.written)} files written, {len(done.same)} there already")
@@ -155,8 +86,8 @@ def create(clock: Clock, weights: Path | None, yes: bool, **asked) -> None:
 
 
 @emr.command()
-@_cluster_options
-@_YES
+@cluster_options
+@YES
 @click.pass_obj
 def clone(clock: Clock, cluster_id: str | None, name: str, region: str, yes: bool) -> None:
     """Create a cluster as the last one was, or the one named; it may have ended.
@@ -172,12 +103,12 @@ def clone(clock: Clock, cluster_id: str | None, name: str, region: str, yes: boo
         wanted = request.build_request(spec, life.configurations(client, old.id))
     request.check_request(wanted)
     click.echo(f"as {old.id} ({old.name}, {old.created:%Y-%m-%d %H:%M})")
-    _ask_to_spend(wanted, region, yes)
+    console.ask_to_spend(wanted, region, yes)
     _create(client, s3, wanted, clock)
 
 
 @emr.command("list")
-@_REGION
+@REGION
 @click.pass_obj
 def list_clusters(clock: Clock, region: str) -> None:
     """List the region's clusters, whoever's: all that run, and those of the last week."""
@@ -186,13 +117,15 @@ def list_clusters(clock: Clock, region: str) -> None:
     running = life.recent(client, life.ALIVE)
     rows = [*running, *life.recent(client, life.ENDED, moment - LISTED)]
     for it in rows:
-        age = _duration(it.minutes(moment))
-        click.echo(f"{it.id:<16}{it.state:<24}{age:>9}{_cost(client, it, moment):>10}  {it.name}")
+        age = console.duration(it.minutes(moment))
+        click.echo(
+            f"{it.id:<16}{it.state:<24}{age:>9}{console.cost(client, it, moment):>10}  {it.name}"
+        )
     click.echo(f"{len(running)} running in {region}" + (", the newest first" if rows else ""))
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.pass_obj
 def status(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
     """Print a cluster's state, nodes, steps and cost so far."""
@@ -201,23 +134,25 @@ def status(clock: Clock, cluster_id: str | None, name: str, region: str) -> None
     moment = clock.now()
     reason = f" ({it.reason})" if it.reason else ""
     click.echo(f"{it.id} {it.name} in {region}: {it.state}{reason}")
-    click.echo(f"since     {it.created:%Y-%m-%d %H:%M}, {_duration(it.minutes(moment))}")
-    click.echo(f"cost      {_cost(client, it, moment)} so far, see `fruits emr cost {it.id}`")
+    click.echo(f"since     {it.created:%Y-%m-%d %H:%M}, {console.duration(it.minutes(moment))}")
+    click.echo(
+        f"cost      {console.cost(client, it, moment)} so far, see `fruits emr cost {it.id}`"
+    )
     click.echo(f"primary   {it.address or 'no address yet'}")
     click.echo(f"logs      {it.logs or 'not kept'}")
     for step in steps.listed(client, it.id):
         click.echo(f"step      {step.id} {step.name} {step.state}")
     if it.state in life.READY:
-        click.echo(f"tunnel    {_command('tunnel', it.id, region)}")
+        click.echo(f"tunnel    {console.command('tunnel', it.id, region)}")
     if it.state in life.ALIVE[:-1]:
-        click.echo(f"end       {_command('terminate', it.id, region)}")
+        click.echo(f"end       {console.command('terminate', it.id, region)}")
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.option("--key", type=click.Path(path_type=Path), help="Default: ~/.ssh/<key pair>.pem")
-@click.option("--hub-port", default=HUB, show_default=True, help="On this machine.")
-@click.option("--history-port", default=HISTORY, show_default=True, help="On this machine.")
+@click.option("--hub-port", default=ssh.HUB, show_default=True, help="On this machine.")
+@click.option("--history-port", default=ssh.HISTORY, show_default=True, help="On this machine.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command, do not run it.")
 @click.pass_obj
 def tunnel(
@@ -235,34 +170,23 @@ def tunnel(
     it = _find(client, cluster_id, name, clock)
     if it.state not in life.READY:
         raise FruitsError(f"{it.id} is {it.state}: a tunnel needs one that is RUNNING or WAITING")
-    key = key or _key_file(it)
-    command = _tunnel_command(it, key, hub_port, history_port)
+    key = key or ssh.key_file(it)
+    command = ssh.ssh_command(it, key, hub_port, history_port)
     if only_print:
         click.echo(shlex.join(command))
         return
-    if not key.is_file():
-        raise FruitsError(f"{key} is no file: give the key pair's private half by --key")
-    if not shutil.which("ssh"):
-        raise FruitsError("ssh is not installed: install OpenSSH's client")
-    for option, port in {"--hub-port": hub_port, "--history-port": history_port}.items():
-        _check_port(option, port)
+    ssh.check(key, {"--hub-port": hub_port, "--history-port": history_port})
     click.echo(f"JupyterHub     https://127.0.0.1:{hub_port} (its certificate is its own)")
     click.echo(f"Spark history  http://127.0.0.1:{history_port}")
     click.echo("Ctrl-C closes the tunnel; the cluster stays.")
     try:
-        code = subprocess.run(command).returncode
-    except KeyboardInterrupt:
-        code = 0
-    click.echo(_aftermath(client, it.id))
-    if code:
-        raise FruitsError(
-            f"ssh ended with {code}: does the primary node's security group let your address in on "
-            "port 22 (--ssh-group), and is the key the cluster's?"
-        )
+        ssh.run(command)
+    finally:
+        click.echo(console.aftermath(client, it.id))
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.option("--data", required=True, metavar="S3_URI", help="Photographs, label folders below.")
 @click.option("--run-dir", required=True, metavar="S3_URI", help="Results, notebooks, report.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
@@ -271,7 +195,7 @@ def tunnel(
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
 @click.option("--and-terminate", is_flag=True, help="End the cluster after it, whatever happened.")
-@_YES
+@YES
 @click.pass_obj
 def run(
     clock: Clock,
@@ -290,18 +214,18 @@ def run(
     client, s3 = _clients(region)
     it = _find(client, cluster_id, name, clock)
     # Before the accounting: a no ends nothing.
-    _ask(f"run the notebooks on {it.id} ({it.state}){' and end it' * and_terminate}?", yes)
-    with _accounting(client, it.id, clock, and_terminate):
+    console.ask(f"run the notebooks on {it.id} ({it.state}){' and end it' * and_terminate}?", yes)
+    with console.accounting(client, it.id, clock, and_terminate):
         notebooks = parameters.find_notebooks()
         given = {**parameters.given(pairs, file), "data": data, "run_dir": run_dir}
         values = steps.check_run(notebooks, given)
         preflight(data, run_dir, str(values.get("weights", "")))
         ids = steps.add(region, it.id, steps.requests(notebooks, values, overwrite))
-        progress = _Progress()
+        progress = console.Progress()
         for found in steps.watch(client, it.id, ids, clock.sleep):
             moment = clock.now()
-            text, state = _steps_line(found, moment)
-            progress.show(f"{text}, {_cost(client, it, moment)} so far", state)
+            text, state = console.steps_line(found, moment)
+            progress.show(f"{text}, {console.cost(client, it, moment)} so far", state)
         progress.end()
         for step in found:
             if step.state != "COMPLETED":
@@ -309,11 +233,11 @@ def run(
                 raise FruitsError(steps.explain_failure(s3, it, step, run_dir))
         click.echo(f"{len(found)} notebooks are done: {run_dir.rstrip('/')}/report.html")
     if not and_terminate:
-        click.echo(_aftermath(client, it.id))
+        click.echo(console.aftermath(client, it.id))
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.option("--step", metavar="ID", help="Print what a step wrote to stderr.")
 @click.option("--bootstrap", is_flag=True, help="Print what each node's bootstrap wrote to stderr.")
 @click.pass_obj
@@ -351,7 +275,7 @@ def logs(
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.pass_obj
 def cost(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
     """Print what a cluster has come to, so far or in the end, by its nodes' hours."""
@@ -362,16 +286,18 @@ def cost(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
     for (kind, market), hours in sorted(spent.hours.items()):
         click.echo(f"{hours:8.2f} h  {kind:<14}{market.lower().replace('_', ' ')}")
     when = "in all" if it.ended else "so far"
-    click.echo(f"{_dollars(spent.dollars)} {when}, over {_duration(it.minutes(moment))}")
+    click.echo(
+        f"{console.dollars(spent.dollars)} {when}, over {console.duration(it.minutes(moment))}"
+    )
     click.echo(prices.note())
     if not it.ended:
-        click.echo(_aftermath(client, it.id))
+        click.echo(console.aftermath(client, it.id))
 
 
 @emr.command()
-@_cluster_options
+@cluster_options
 @click.option("--unprotect", is_flag=True, help="Also when it is protected against termination.")
-@_YES
+@YES
 @click.pass_obj
 def terminate(
     clock: Clock, cluster_id: str | None, name: str, region: str, unprotect: bool, yes: bool
@@ -385,16 +311,16 @@ def terminate(
     if it.protected and not yes and not unprotect:
         unprotect = click.confirm(f"{it.id} is protected against termination: unprotect it?")
     else:
-        _ask(f"end {it.id} ({it.name}, {it.state})?", yes)
-    with _accounting(client, it.id, clock, ask=False):
-        _end(client, it.id, clock, unprotect)
+        console.ask(f"end {it.id} ({it.name}, {it.state})?", yes)
+    with console.accounting(client, it.id, clock, may_ask=False):
+        console.end(client, it.id, clock, unprotect)
 
 
 @emr.command()
 @click.option("--stage", required=True, metavar="S3_URI")
 @click.option("--data", required=True, metavar="S3_URI", help="Photographs.")
 @click.option("--run-dir", required=True, metavar="S3_URI", help="Run folder, or that of several.")
-@_REGION
+@REGION
 @click.option("--account", default="", help="Twelve digits; default: that of your credentials.")
 @click.option("--service-role", default=ClusterSpec.service_role, show_default=True)
 @click.option("--instance-profile", default=ClusterSpec.instance_profile, show_default=True)
@@ -428,7 +354,7 @@ def policies(folder: Path | None, run_dir: str, **asked) -> None:
     show_default=True,
     help="Of the nodes; aarch64 for Graviton. Can be given twice.",
 )
-@_REGION
+@REGION
 def wheelhouse(stage: str, archs: tuple[str, ...], region: str) -> None:
     """Put the wheels that nodes install into the bucket, for nodes without a package index."""
     _, s3 = _clients(region)
@@ -439,19 +365,6 @@ def wheelhouse(stage: str, archs: tuple[str, ...], region: str) -> None:
         where = f"{stage.rstrip('/')}/wheelhouse/{arch}"
         there = len(wheels) - len(written)
         click.echo(f"{where}: {len(written)} wheels written, {there} there already")
-
-
-def _spec(asked: dict) -> ClusterSpec:
-    tags = dict(_tag(text) for text in asked.pop("tags"))
-    stage = asked.pop("stage").rstrip("/")
-    return ClusterSpec(stage=stage, tags=tags, **asked)
-
-
-def _tag(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise FruitsError(f"--tag {text} has no key and value: write --tag key=value")
-    return key, value
 
 
 def _request(spec: ClusterSpec) -> dict:
@@ -470,33 +383,6 @@ def _find(client, cluster_id: str | None, name: str, clock: Clock, ended: bool =
     return life.find(client, name, clock.now, ended)
 
 
-def _ask(question: str, yes: bool) -> None:
-    if not yes:
-        click.confirm(question, abort=True)
-
-
-def _ask_to_spend(wanted: dict, region: str, yes: bool) -> None:
-    groups = wanted["Instances"]["InstanceGroups"]
-    nodes = " + ".join(
-        f"{it['InstanceCount']} {it['InstanceType']}" + " (spot)" * (it["Market"] == "SPOT")
-        for it in groups
-    )
-    idle = wanted["AutoTerminationPolicy"]["IdleTimeout"] // 60
-    try:
-        dollars = sum(
-            it["InstanceCount"]
-            * prices.node_price(
-                it["InstanceType"], region, it["Market"] == "SPOT", wanted["EbsRootVolumeSize"]
-            )
-            for it in groups
-        )
-    except FruitsError:
-        dollars = None
-    click.echo(f"{nodes} in {region}: {_dollars(dollars)} an hour")
-    click.echo(f"ends itself after {idle} minutes without work; {prices.note()}")
-    _ask("create it?", yes)
-
-
 def _create(client, s3, wanted: dict, clock: Clock) -> None:
     """Start a cluster, wait until it is ready, and say how to reach it."""
     region, name = client.meta.region_name, wanted["SecurityConfiguration"]
@@ -504,180 +390,18 @@ def _create(client, s3, wanted: dict, clock: Clock) -> None:
         click.echo(f"security configuration {name} made: IMDSv2")
     cluster_id = life.start(region, wanted)
     click.echo(f"{cluster_id} is starting")
-    with _accounting(client, cluster_id, clock):
+    with console.accounting(client, cluster_id, clock):
         life.save_request(s3, cluster_id, wanted)
-        it = _follow(client, cluster_id, (*life.READY, "TERMINATING"), clock)
+        it = console.follow(client, cluster_id, (*life.READY, "TERMINATING"), clock)
         if it.state not in life.READY:
             raise FruitsError(
                 f"{it.id} failed to start: {it.reason or 'EMR gives no reason'}; see "
-                f"`{_command('logs', it.id, region)} --bootstrap`"
+                f"`{console.command('logs', it.id, region)} --bootstrap`"
             )
-    click.echo(f"JupyterHub     https://127.0.0.1:{HUB} while this tunnel is open:")
+    click.echo(f"JupyterHub     https://127.0.0.1:{ssh.HUB} while this tunnel is open:")
     if it.key_name:
-        click.echo("  " + shlex.join(_tunnel_command(it, _key_file(it))))
-        click.echo(f"  or {_command('tunnel', it.id, region)}")
+        click.echo("  " + shlex.join(ssh.ssh_command(it, ssh.key_file(it))))
+        click.echo(f"  or {console.command('tunnel', it.id, region)}")
     else:
         click.echo("  none: the cluster has no SSH key, create one with --key-name for a tunnel")
-    click.echo(_aftermath(client, it.id))
-
-
-def _follow(client, cluster_id: str, until: tuple[str, ...], clock: Clock) -> Cluster:
-    progress = _Progress()
-    for it in life.watch(client, cluster_id, until, clock.sleep):
-        moment = clock.now()
-        spent = _cost(client, it, moment)
-        progress.show(f"{it.state}, {_duration(it.minutes(moment))}, {spent} so far", it.state)
-    progress.end()
-    return it
-
-
-def _end(client, cluster_id: str, clock: Clock, unprotect: bool = False) -> None:
-    """End a cluster, and wait until it has ended."""
-    life.terminate(client, life.describe(client, cluster_id), unprotect)
-    it = _follow(client, cluster_id, (), clock)
-    click.echo(f"{it.id} has ended: {it.state}, {_cost(client, it, clock.now())} in all")
-
-
-@contextmanager
-def _accounting(client, cluster_id: str, clock: Clock, terminate: bool = False, ask: bool = True):
-    """Leave no cluster behind unsaid: whatever ends the block, end the cluster or say that it runs.
-
-    After Ctrl-C, ask whether to end it, unless that is wanted anyway, or asked of EMR already.
-    """
-    failure, interrupted = "", False
-    try:
-        yield
-    except KeyboardInterrupt:
-        failure, interrupted = "interrupted", True
-        click.echo(err=True)
-        terminate = terminate or (ask and _wants_the_end(cluster_id))
-    except REFUSALS as error:
-        failure = _line(error)
-    except BaseException:  # a mistake of ours must not leave a bill either
-        if terminate:
-            _end(client, cluster_id, clock)
-        raise
-    if terminate:
-        try:
-            _end(client, cluster_id, clock)
-        except (*REFUSALS, KeyboardInterrupt) as error:
-            interrupted = interrupted or isinstance(error, KeyboardInterrupt)
-            failure = "; ".join(filter(None, [failure, _line(error)])) or "interrupted"
-    if failure:
-        line = f"{failure}; {_aftermath(client, cluster_id)}"
-        if not interrupted:
-            raise FruitsError(line)
-        click.echo(f"fruits: {line}", err=True)
-        click.get_current_context().exit(INTERRUPTED)
-
-
-def _wants_the_end(cluster_id: str) -> bool:
-    try:
-        return click.confirm(f"end {cluster_id}?", err=True)
-    except click.Abort:  # a second Ctrl-C, or nobody there to answer
-        return False
-
-
-def _aftermath(client, cluster_id: str) -> str:
-    """Return one line that says whether a cluster still costs, and how to end it."""
-    end = f"`{_command('terminate', cluster_id, client.meta.region_name)}` ends it"
-    try:
-        state = life.describe(client, cluster_id).state
-    except REFUSALS as error:
-        return f"whether {cluster_id} still runs is unknown ({_line(error)}): {end}"
-    if state in life.ENDED:
-        return f"{cluster_id} has ended: nothing runs any more"
-    if state == "TERMINATING":
-        return (
-            f"{cluster_id} is ending: `{_command('status', cluster_id, client.meta.region_name)}`"
-        )
-    return f"{cluster_id} still runs ({state}): {end}"
-
-
-def _command(name: str, cluster_id: str, region: str) -> str:
-    return f"fruits emr {name} {cluster_id} --region {region}"
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, ClientError | BotoCoreError):
-        return aws.explain(error)
-    return str(error)
-
-
-def _key_file(it: Cluster) -> Path:
-    if not it.key_name:
-        raise FruitsError(
-            f"{it.id} has no SSH key: a tunnel needs a cluster created with --key-name"
-        )
-    return Path.home() / ".ssh" / f"{it.key_name}.pem"
-
-
-def _tunnel_command(
-    it: Cluster, key: Path, hub_port: int = HUB, history_port: int = HISTORY
-) -> list[str]:
-    command = ["ssh", "-i", str(key), "-N", "-o", "ExitOnForwardFailure=yes"]
-    # Without one, a router forgets a tunnel over which nothing goes.
-    command += ["-o", "ServerAliveInterval=60"]
-    for local, remote in ((hub_port, HUB), (history_port, HISTORY)):
-        command += ["-L", f"127.0.0.1:{local}:{it.address}:{remote}"]
-    return [*command, f"hadoop@{it.address}"]
-
-
-def _check_port(option: str, port: int) -> None:
-    with socket.socket() as probe:
-        # As ssh does: a port that a closed tunnel has just left is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise FruitsError(
-                f"port {port} of this machine is not to be had ({error.strerror}): close what uses "
-                f"it, such as another tunnel, or give another {option}"
-            ) from None
-
-
-def _steps_line(found: list[steps.Step], moment: datetime) -> tuple[str, str]:
-    """Return how far the steps are, and the same without the time."""
-    done = sum(step.state == "COMPLETED" for step in found)
-    now = next((step for step in found if step.state != "COMPLETED"), found[-1])
-    state = f"{done} of {len(found)} notebooks done" + (
-        f", {now.name} {now.state}" if done < len(found) else ""
-    )
-    if now.state == "RUNNING" and now.started:
-        return f"{state} for {_duration((moment - now.started).total_seconds() / 60)}", state
-    return state, state
-
-
-def _cost(client, it: Cluster, moment: datetime) -> str:
-    try:
-        return _dollars(life.bill(client, it.id, moment).dollars)
-    except ClientError:  # another's cluster: its nodes are not ours to list
-        return _dollars(None)
-
-
-def _dollars(amount: float | None) -> str:
-    return "$?" if amount is None else f"${amount:,.2f}"
-
-
-def _duration(minutes: float) -> str:
-    hours, rest = divmod(int(minutes), 60)
-    return f"{hours} h {rest:02} min" if hours else f"{rest} min"
-
-
-class _Progress:
-    """A line that is rewritten on a terminal; elsewhere a new one whenever the state changes."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._state = ""
-
-    def show(self, text: str, state: str) -> None:
-        if self._terminal:
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
-        elif state != self._state:
-            click.echo(text, err=True)
-        self._state = state
-
-    def end(self) -> None:
-        if self._terminal:
-            click.echo(err=True)
+    click.echo(console.aftermath(client, it.id))
