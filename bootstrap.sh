@@ -67,11 +67,12 @@ while (($#)); do
 done
 [[ $STAGE ]] || fail "--stage is missing"
 
-step "preparing $ROOT" "give the nodes a larger root volume, --ebs-gb"
+step "making $ROOT" "run it as a user who may sudo, such as hadoop"
 sudo install -d -m 755 -o "$(id -un)" "$ROOT" "$ROOT/bin"
 rm -rf "$WORK"  # of a run that was interrupted
+step "looking at the disk of $ROOT" "give the nodes a larger root volume, --ebs-gb"
 free_mb=$(($(df --output=avail -k "$ROOT" | tail -n 1) / 1024))
-((free_mb >= NEEDED_MB)) || fail "disk has $free_mb MB free, $NEEDED_MB are needed"
+((free_mb >= NEEDED_MB)) || fail "$free_mb MB are free, $NEEDED_MB are needed"
 mkdir "$WORK"
 export TMPDIR=$WORK
 

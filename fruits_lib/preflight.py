@@ -1,5 +1,6 @@
 """Look at the buckets of a run before anything expensive starts."""
 
+import time
 from pathlib import Path
 
 from botocore.exceptions import (
@@ -12,6 +13,8 @@ from botocore.exceptions import (
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
 from fruits_lib.storage import bucket_and_key, is_s3
+
+PATIENCE = 12  # seconds
 
 
 def preflight(data: str = "", run_dir: str = "", weights: str = "") -> None:
@@ -86,7 +89,7 @@ def _ask(name: str, uri: str, operation: str, **arguments) -> dict:
     if operation == "list_objects_v2":
         arguments["MaxKeys"] = 1
     try:
-        answer = getattr(s3, operation)(**arguments)
+        answer = _patiently(lambda: getattr(s3, operation)(**arguments))
     except (ConnectionError, HTTPClientError) as error:
         raise FruitsError(
             f"{name}={uri}: {s3.meta.endpoint_url} does not answer ({_line(error)}): check "
@@ -98,6 +101,19 @@ def _ask(name: str, uri: str, operation: str, **arguments) -> dict:
         raise FruitsError(f"{name}={uri}: {aws.explain(error)}") from None
     _check_region(name, uri, answer["ResponseMetadata"])
     return answer
+
+
+def _patiently(request) -> dict:
+    """Ask again while S3 says that it is busy, for a quarter of a minute."""
+    started = time.monotonic()
+    while True:
+        try:
+            return request()
+        except ClientError as error:
+            busy = error.response["ResponseMetadata"].get("HTTPStatusCode") == 503
+            if not busy or time.monotonic() - started > PATIENCE:
+                raise
+        time.sleep(0.2)
 
 
 def _check_region(name: str, uri: str, metadata: dict) -> None:

@@ -99,6 +99,31 @@ class TestAWholeRun:
 
 
 @pytest.mark.slow
+def test_a_finished_run_is_not_overwritten_without_being_told(finished, photographs):
+    run_dir, before = finished[0], (finished[0] / "manifest.json").stat().st_mtime_ns
+    answer = fruits("run", "--data", photographs, "--run-dir", run_dir, *QUICK)
+    assert answer.returncode == 1
+    assert f"run_dir={run_dir} holds a run finished" in answer.stderr
+    assert "--overwrite" in answer.stderr
+    assert (run_dir / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_only_one_notebook_runs_when_asked(finished, photographs, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    before = manifest(run_dir)
+    answer = fruits(
+        *("run", "--data", photographs, "--run-dir", run_dir, "--overwrite", "--only", "03"),
+        *QUICK,
+    )
+    assert answer.returncode == 0, answer.stderr
+    after = manifest(run_dir)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"pick_k"}
+
+
+@pytest.mark.slow
 def test_a_second_run_computes_new_photographs_alone(finished, photographs, tmp_path):
     run_dir, label = tmp_path / "run", photographs / "Training" / "Lychée +1"
     shutil.copytree(finished[0], run_dir)
@@ -106,7 +131,7 @@ def test_a_second_run_computes_new_photographs_alone(finished, photographs, tmp_
     try:
         for path in sorted((photographs / "Training" / "Cherry 1").glob("*_100.jpg"))[:10]:
             shutil.copy(path, label)
-        answer = fruits("run", "--data", photographs, "--run-dir", run_dir, *QUICK)
+        answer = fruits("run", "--data", photographs, "--run-dir", run_dir, "--overwrite", *QUICK)
     finally:
         shutil.rmtree(label)
     assert answer.returncode == 0, answer.stderr
@@ -122,7 +147,8 @@ def test_from_03_takes_another_k_and_leaves_the_features_alone(finished, photogr
     shutil.copytree(finished[0], run_dir)
     before = manifest(run_dir)["featurize"]["finished"]
     answer = fruits(
-        "run", "--data", photographs, "--run-dir", run_dir, "--from", "03", "-p", "k=5", *QUICK
+        *("run", "--data", photographs, "--run-dir", run_dir, "--overwrite"),
+        *("--from", "03", "-p", "k=5", *QUICK),
     )
     assert answer.returncode == 0, answer.stderr
     assert manifest(run_dir)["featurize"]["finished"] == before

@@ -1,5 +1,6 @@
 """What is wrong with a bucket is said in one line, within 20 seconds, before Spark starts."""
 
+import contextlib
 import http.server
 import json
 import socket
@@ -163,24 +164,49 @@ def test_a_server_that_hangs(keys, monkeypatch):
         assert "does not answer" in refused(data="s3://b/photographs")
 
 
-def test_a_region_that_only_the_answer_tells(keys, monkeypatch):
-    """AWS answers from any region, where boto3 goes on to the bucket's own; Spark would not."""
+@contextlib.contextmanager
+def answering(*answers):
+    """A server that gives these answers, (status, headers, body), the last one for ever."""
+    left = list(answers)
 
-    class Elsewhere(http.server.BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            contents = b"<Contents><Key>photographs/1</Key></Contents>"
-            body = b"<ListBucketResult>" + contents + b"</ListBucketResult>"
-            self.send_response(200)
-            self.send_header("x-amz-bucket-region", "eu-north-1")
-            self.send_header("Content-Length", str(len(body)))
+            status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        assert "set AWS_REGION=eu-north-1" in refused(data="s3://b/photographs")
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+CONTENTS = b"<Contents><Key>photographs/1</Key></Contents>"
+LISTING = b"<ListBucketResult>" + CONTENTS + b"</ListBucketResult>"
+BUSY = (503, {}, b"<Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>")
+
+
+def test_a_region_that_only_the_answer_tells(keys, monkeypatch):
+    """AWS answers from any region, where boto3 goes on to the bucket's own; Spark would not."""
+    with answering((200, {"x-amz-bucket-region": "eu-north-1"}, LISTING)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert "set AWS_REGION=eu-north-1" in refused(data="s3://b/photographs")
+
+
+def test_a_busy_server_is_asked_again(keys, monkeypatch):
+    with answering(*[BUSY] * 6, (200, {}, LISTING)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        preflight(data="s3://b/photographs")
+
+
+def test_a_server_that_stays_busy(keys, monkeypatch):
+    monkeypatch.setattr("fruits_lib.preflight.PATIENCE", 1)
+    with answering(BUSY) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert "SlowDown" in refused(data="s3://b/photographs")

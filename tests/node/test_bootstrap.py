@@ -30,7 +30,7 @@ def assert_failed(answer, *words):
 
 def damage(node, uri):
     """Put one byte more at the end of an object."""
-    node.check(f"aws s3 cp {uri} /tmp/it; echo >>/tmp/it; aws s3 cp /tmp/it {uri}")
+    node.check(f"it=$(mktemp); aws s3 cp {uri} $it; echo >>$it; aws s3 cp $it {uri}")
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +189,13 @@ class TestFails:
         answer = node.bootstrap(AWS_ENDPOINT_URL="http://127.0.0.1:1")
         assert_failed(answer, "Could not connect", f"reading {STAGE}/")
 
+    def test_when_the_user_may_not_sudo(self, node):
+        assert_failed(node.bootstrap(user="yarn"), "making /opt/fruits", "hadoop")
+
     def test_when_the_disk_is_full(self, node):
         node.check("mkdir /opt/fruits", user="root")
         node.mount_small_disk("/opt/fruits", "300m")
-        assert_failed(node.bootstrap(), "disk has 300 MB free", "--ebs-gb")
+        assert_failed(node.bootstrap(), "300 MB are free, 1000 are needed", "--ebs-gb")
 
 
 @pytest.mark.parametrize(
