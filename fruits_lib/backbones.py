@@ -188,7 +188,7 @@ def export_backbone(
     else:
         content = export(spec, read_bytes(run.spark, weights))
     exported = Backbone(
-        spec, _check_litert(content, spec), hashlib.sha256(content).hexdigest(), content
+        spec, check_litert(content, spec), hashlib.sha256(content).hexdigest(), content
     )
     run.write_bytes(f"backbone/{spec.name}.tflite", content)
     run.write_bytes("backbone/backbone.json", json.dumps(_entry(exported), indent=2).encode())
@@ -219,8 +219,21 @@ def _read_exported(run: Run, spec: BackboneSpec) -> Backbone:
     return Backbone(spec, width, sha256, content)
 
 
-def _check_litert(content: bytes, spec: BackboneSpec) -> int:
-    """Return the width of a LiteRT file's features after checking that it is what we run."""
+def check_litert(content: bytes, spec: BackboneSpec) -> int:
+    """Return the width of a LiteRT file's features after checking that it is what we run.
+
+    Parameters
+    ----------
+    content : bytes
+        The file.
+    spec : BackboneSpec
+        What it should compute; its `weights` name the file in an error.
+
+    Raises
+    ------
+    FruitsError
+        If it is no LiteRT file, or has other inputs or outputs than the backbone.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     size, width = spec.input_size, NETWORKS[spec.backbone].width

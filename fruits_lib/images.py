@@ -84,6 +84,8 @@ def list_images(spark: SparkSession, data: str) -> DataFrame:
     filled = images.select(
         "path", "label", "split", "length", F.col("modificationTime").alias("modification_time")
     )
+    # Once, or Spark would ask a bucket for every image's length again at each look.
+    filled = filled.localCheckpoint()
     files = images._jdf.inputFiles()  # empty ones too; stays in the JVM unless there are any
     if len(files) == filled.count():
         return filled

@@ -13,9 +13,11 @@ from botocore.exceptions import NoCredentialsError
 from click.testing import CliRunner
 from fake_emr import BUCKET, STAGE, fake_world
 
-from fruits_lib.emr import cli, staging
+from fruits_lib.emr import cli, console, prices, staging, tunnel
 from fruits_lib.emr import cluster as life
-from fruits_lib.emr.cli import Clock, emr
+from fruits_lib.emr.cli import emr
+from fruits_lib.emr.console import Clock
+from fruits_lib.emr.spec import ClusterSpec
 from fruits_lib.errors import FruitsError
 
 DATA, RUN = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/runs/1"
@@ -77,7 +79,7 @@ class TestPlan:
 
     def test_every_field_of_the_specification_has_an_option(self):
         options = {it.name for it in cli.plan.params}
-        assert options >= {field.name for field in fields(cli.ClusterSpec)}
+        assert options >= {field.name for field in fields(ClusterSpec)}
 
     def test_a_tag_without_a_value_is_refused(self, fruits):
         line = "--tag owner has no key and value: write --tag key=value"
@@ -158,7 +160,7 @@ class TestCreate:
     def test_ctrl_c_and_a_yes_end_it(self, fruits, world):
         world.events += [ctrl_c, world.becomes("TERMINATED")]
         answer = fruits(*self.ASKED, input="y\n")
-        assert answer.exit_code == cli.INTERRUPTED
+        assert answer.exit_code == console.INTERRUPTED
         assert f"end {world.cluster().id}?" in answer.stderr
         assert "interrupted; " in answer.stderr
         assert answer.stderr.endswith("has ended: nothing runs any more\n")
@@ -167,7 +169,7 @@ class TestCreate:
     def test_ctrl_c_and_no_yes_leave_it_and_say_so(self, fruits, world, typed):
         world.events += [ctrl_c]
         answer = fruits(*self.ASKED, input=typed)
-        assert answer.exit_code == cli.INTERRUPTED
+        assert answer.exit_code == console.INTERRUPTED
         line = f"still runs (STARTING): `fruits emr terminate {world.cluster().id} --region"
         assert line in answer.stderr
 
@@ -290,13 +292,13 @@ class TestTunnel:
 
     def test_runs_ssh_and_says_afterwards_what_runs(self, fruits, world, key, monkeypatch):
         it, ran = world.start(key_name="mine"), []
-        monkeypatch.setattr(cli.shutil, "which", lambda name: name)
+        monkeypatch.setattr(tunnel.shutil, "which", lambda name: name)
 
         def run(command):
             ran.append(command)
             return subprocess.CompletedProcess(command, 0)
 
-        monkeypatch.setattr(cli.subprocess, "run", run)
+        monkeypatch.setattr(tunnel.subprocess, "run", run)
         ports = ["--hub-port", self.free(), "--history-port", self.free()]
         answer = fruits("tunnel", "--key", key, *ports)
         assert answer.exit_code == 0
@@ -315,16 +317,16 @@ class TestTunnel:
 
     def test_ssh_s_failure_has_a_way_out(self, fruits, world, key, monkeypatch):
         world.start(key_name="mine")
-        monkeypatch.setattr(cli.shutil, "which", lambda name: name)
+        monkeypatch.setattr(tunnel.shutil, "which", lambda name: name)
         failed = subprocess.CompletedProcess([], 255)
-        monkeypatch.setattr(cli.subprocess, "run", lambda command: failed)
+        monkeypatch.setattr(tunnel.subprocess, "run", lambda command: failed)
         ports = ["--hub-port", self.free(), "--history-port", self.free()]
         stop = fruits("tunnel", "--key", key, *ports).stop
         assert stop.startswith("ssh ended with 255: does the primary node's security group let")
 
     def test_without_ssh(self, fruits, world, key, monkeypatch):
         world.start(key_name="mine")
-        monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+        monkeypatch.setattr(tunnel.shutil, "which", lambda name: None)
         assert fruits("tunnel", "--key", key).stop.startswith("ssh is not installed: install")
 
     def test_a_missing_key_file(self, fruits, world):
@@ -412,7 +414,7 @@ class TestRun:
         world.start()
         world.events += [ctrl_c, world.becomes("TERMINATED")]
         answer = fruits(*RUN_IT, "--and-terminate")
-        assert answer.exit_code == cli.INTERRUPTED
+        assert answer.exit_code == console.INTERRUPTED
         assert "?" not in answer.stderr
         assert answer.stderr.endswith("has ended: nothing runs any more\n")
 
@@ -433,7 +435,7 @@ class TestRun:
         it = world.start()
         world.events += [ctrl_c]
         answer = fruits(*RUN_IT, input="n\n")
-        assert answer.exit_code == cli.INTERRUPTED
+        assert answer.exit_code == console.INTERRUPTED
         assert f"interrupted; {it} still runs (RUNNING): `fruits emr terminate" in answer.stderr
 
     def test_a_cluster_that_ends_in_the_middle_is_told_from_a_failure(self, fruits, world):
@@ -531,7 +533,7 @@ class TestTerminate:
         it = world.start()
         world.events += [ctrl_c]
         answer = fruits("terminate", "--yes")
-        assert answer.exit_code == cli.INTERRUPTED
+        assert answer.exit_code == console.INTERRUPTED
         assert f"interrupted; {it} is ending: `fruits emr status {it}" in answer.stderr
 
 
@@ -546,6 +548,30 @@ class TestPolicies:
         fruits(*self.ASKED, "--account", "123456789012", "--to", str(tmp_path / "policies"))
         operator = json.loads((tmp_path / "policies/operator.json").read_text())
         assert operator["Version"] == "2012-10-17"
+
+
+class TestPrices:
+    def test_are_those_of_the_region_with_date_and_source(self, fruits):
+        said = fruits("prices", "--region", "eu-central-1").output
+        table = prices.load_prices()
+        assert re.search(
+            rf"m5.xlarge .*{table['regions']['eu-central-1']['ec2']['m5.xlarge']}", said
+        )
+        assert f"prices of {table['date']} ({table['source']})" in " ".join(said.split())
+
+    def test_of_an_unknown_region_ask_aws(self, fruits):
+        stop = fruits("prices", "--region", "eu-south-2").stop
+        assert stop.startswith("no prices in eu-south-2 are known here, but of eu-west-1, ")
+        assert stop.endswith("`fruits emr prices --refresh --region eu-south-2`")
+
+    def test_refresh_writes_first_and_prints_then(self, fruits, monkeypatch, tmp_path):
+        fresh = {**prices.load_prices(), "date": "2031-01-01", "source": "a Pricing API"}
+        file = tmp_path / "prices.json"
+        file.write_bytes(prices.PRICES.read_bytes())
+        monkeypatch.setattr(prices, "PRICES", file)
+        monkeypatch.setattr(prices, "refresh", lambda table: fresh)
+        assert "prices of 2031-01-01 (a Pricing API)" in fruits("prices", "--refresh").output
+        assert json.loads(file.read_text()) == fresh
 
 
 def test_wheelhouse_has_a_folder_for_each_architecture(fruits, world, monkeypatch):

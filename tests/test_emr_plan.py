@@ -10,6 +10,7 @@ from fruits_lib import aws
 from fruits_lib.emr import prices
 from fruits_lib.emr.plan import OTHER_MINUTES, RATE, START_MINUTES, make_plan
 from fruits_lib.emr.prices import hourly_costs, hourly_price, load_prices, node_price, note, refresh
+from fruits_lib.emr.request import build_request
 from fruits_lib.emr.spec import DATA_GB, ClusterSpec
 from fruits_lib.errors import FruitsError
 
@@ -35,7 +36,7 @@ TABLE = {
 def table(tmp_path, monkeypatch):
     """Round prices in place of the package's."""
     monkeypatch.setattr(prices, "PRICES", tmp_path / "prices.json")
-    prices.save_prices(TABLE)
+    prices.PRICES.write_text(json.dumps(TABLE))
     return TABLE
 
 
@@ -159,7 +160,7 @@ def test_an_unknown_instance_type_is_named_with_those_known():
 
 
 def test_a_cluster_costs_what_its_nodes_cost(table):
-    whole = hourly_price(spec(core_nodes=2, task_nodes=3))
+    whole = hourly_price(build_request(spec(core_nodes=2, task_nodes=3), []), "eu-west-1")
     assert whole == pytest.approx(
         3 * node_price("m5.xlarge", "eu-west-1")
         + 3 * node_price("m5.xlarge", "eu-west-1", spot=True)
@@ -175,7 +176,7 @@ def test_spot_reduces_ec2_alone(table):
 def test_a_price_that_is_not_known_is_not_guessed(kind, region):
     with pytest.raises(FruitsError, match=f"no price of {kind} in {region}"):
         node_price(kind, region)
-    assert hourly_price(spec(core=kind, region=region)) is None
+    assert hourly_price(build_request(spec(core=kind), []), region) is None
 
 
 def test_everything_priced_is_described():
@@ -194,9 +195,12 @@ def test_old_prices_are_said_to_be_old(days, old, table):
 # --- refresh ------------------------------------------------------------------------------------
 
 
-def product(*dollars):
+def product(*dollars, begin="0"):
     """Return a product of the price list, as the API gives it: JSON in a string."""
-    dimensions = {str(i): {"pricePerUnit": {"USD": f"{value}"}} for i, value in enumerate(dollars)}
+    dimensions = {
+        str(i): {"beginRange": begin, "pricePerUnit": {"USD": f"{value}"}}
+        for i, value in enumerate(dollars)
+    }
     return json.dumps({"terms": {"OnDemand": {"x": {"priceDimensions": dimensions}}}})
 
 
@@ -213,29 +217,90 @@ def pricing(monkeypatch):
 
 
 def asked(service, **attributes):
-    here = {"regionCode": "eu-west-1", "instanceType": "m5.xlarge", **attributes}
+    here = {"regionCode": "eu-west-1", **attributes}
     filters = [{"Type": "TERM_MATCH", "Field": key, "Value": it} for key, it in here.items()]
     return {"ServiceCode": service, "Filters": filters}
 
 
-EC2 = asked("AmazonEC2", **prices.EC2_FILTERS)
-EMR = asked("ElasticMapReduce", **prices.EMR_FILTERS)
+EC2 = asked("AmazonEC2", instanceType="m5.xlarge", **prices.EC2_FILTERS)
+EMR = asked("ElasticMapReduce", instanceType="m5.xlarge", **prices.EMR_FILTERS)
+GP3 = asked("AmazonEC2", volumeApiName="gp3", productFamily="Storage")
+S3 = [
+    asked(
+        "AmazonS3", storageClass="General Purpose", volumeType="Standard", productFamily="Storage"
+    ),
+    asked("AmazonS3", group="S3-API-Tier2", productFamily="API Request"),
+    asked("AmazonS3", group="S3-API-Tier1", productFamily="API Request"),
+]
+
+
+def answer(pricing, question, *products):
+    pricing.add_response("get_products", {"PriceList": [*products]}, question)
+
+
+def answer_by_region(pricing):
+    """EBS's price, and S3's: of the amount, of reads, of writes."""
+    answer(pricing, GP3, product(0.09))
+    tiers = (product(0.024), product(0.023, begin="51200"))
+    for question, products in zip(
+        S3, (tiers, [product("0.0000004300")], [product("0.0000054000")]), strict=True
+    ):
+        answer(pricing, question, *products)
 
 
 def test_refreshed_prices_are_the_apis_with_todays_date(pricing):
-    pricing.add_response("get_products", {"PriceList": [product(0, 0.25)]}, EC2)
-    pricing.add_response("get_products", {"PriceList": [product(0.06), product(0.06)]}, EMR)
+    answer(pricing, EC2, product(0, 0.25))
+    answer(pricing, EMR, product(0.06), product(0.06))
+    answer_by_region(pricing)
     fresh = refresh(TABLE, date(2026, 11, 21))
-    assert fresh["regions"]["eu-west-1"]["ec2"] == {"m5.xlarge": 0.25}
+    assert fresh["regions"]["eu-west-1"] == {
+        "ec2": {"m5.xlarge": 0.25},
+        "ebs_gb_month": 0.09,
+        "s3_gb_month": 0.024,
+        "s3_1000_reads": 0.00043,
+        "s3_1000_writes": 0.0054,
+    }
     assert fresh["emr"] == {"m5.xlarge": 0.06}
     assert fresh["date"] == "2026-11-21"
-    assert fresh["regions"]["eu-west-1"]["s3_gb_month"] == 0.02
+    assert fresh["source"].startswith("AWS's Pricing API")
 
 
 def test_what_a_region_does_not_have_loses_its_price(pricing):
-    pricing.add_response("get_products", {"PriceList": []}, EC2)
-    pricing.add_response("get_products", {"PriceList": [product(0.06)]}, EMR)
+    answer(pricing, EC2)
+    answer(pricing, EMR, product(0.06))
+    answer_by_region(pricing)
     assert refresh(TABLE)["regions"]["eu-west-1"]["ec2"] == {}
+
+
+def test_a_region_without_a_price_of_storage_is_none(pricing):
+    answer(pricing, EC2)
+    answer(pricing, EMR)
+    answer(pricing, GP3)
+    with pytest.raises(FruitsError, match="no price of AmazonEC2 in eu-west-1 for ebs_gb_month"):
+        refresh(TABLE)
+
+
+def test_a_region_that_is_new_is_added(table, monkeypatch):
+    regions = []
+    monkeypatch.setattr(prices, "refresh", lambda table: regions.extend(table["regions"]) or table)
+    prices.renew("eu-west-9")
+    assert regions == ["eu-west-1", "eu-west-9"]
+
+
+def test_a_table_that_cannot_be_written_is_said_before_aws_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(prices, "PRICES", tmp_path / "absent" / "prices.json")
+    monkeypatch.setattr(prices, "refresh", lambda table: pytest.fail("asked"))
+    with pytest.raises(
+        FruitsError, match=r"prices\.json cannot be written \(No such file.*\): run"
+    ):
+        prices.renew("eu-west-1")
+
+
+def test_a_refusal_while_asking_leaves_the_table(table, pricing):
+    pricing.add_client_error("get_products", "AccessDeniedException", "no")
+    with pytest.raises(FruitsError):
+        prices.renew("eu-west-1")
+    assert load_prices() == TABLE
 
 
 def test_two_prices_of_one_thing_are_refused(pricing):

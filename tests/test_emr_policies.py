@@ -221,6 +221,9 @@ QUESTIONS = [
     ("operator", "elasticmapreduce:AddJobFlowSteps", CLUSTER, THEIRS, NO),
     ("operator", "elasticmapreduce:AddTags", CLUSTER, {**ASKED, **THEIRS}, NO),
     ("operator", "elasticmapreduce:RemoveTags", CLUSTER, OURS, NO),
+    # Prices, for `prices --refresh`, are AWS's own and everybody's.
+    ("operator", "pricing:GetProducts", "*", {}, YES),
+    ("node", "pricing:GetProducts", "*", {}, NO),
     # They stage code and read results; photographs they count.
     ("operator", "s3:PutObject", f"{LAB}/fruits/bootstrap.sh", {}, YES),
     ("operator", "s3:PutObject", f"{LAB}/jupyter/jovyan/01_load.ipynb", {}, YES),

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from fake_emr import BUCKET, REGION, STAGE, fake_world
 
 from fruits_lib import aws
+from fruits_lib.backbones import NETWORKS
 from fruits_lib.emr import staging
 from fruits_lib.emr.spec import ClusterSpec
 from fruits_lib.errors import FruitsError
@@ -119,15 +121,24 @@ def test_a_staged_backbone_is_not_exported_again(world, wheel, monkeypatch):
     assert staging.stage(world.s3, SPEC, wheel).note == ""
 
 
-def test_given_weights_become_the_default_backbone(world, wheel, tmp_path):
-    (tmp_path / "mine.tflite").write_bytes(LITERT)
-    staging.stage(world.s3, SPEC, wheel, tmp_path / "mine.tflite")
-    assert content(world, BACKBONE) == LITERT
+def test_given_weights_become_the_default_backbone(world, wheel, tiny, monkeypatch):
+    small = replace(NETWORKS["mobilenet_v2"], input_size=32)
+    monkeypatch.setitem(NETWORKS, "mobilenet_v2", small)
+    staging.stage(world.s3, SPEC, wheel, tiny)
+    assert content(world, BACKBONE.replace("224", "32")) == tiny.read_bytes()
+
+
+def test_weights_of_another_shape_are_refused_before_anything_is_staged(world, wheel, tiny):
+    message = r"tiny.tflite maps uint8 \[1, 32, 32, 3\] .* maps uint8 \[1, 224, 224, 3\]"
+    with pytest.raises(FruitsError, match=message) as caught:
+        staging.stage(world.s3, SPEC, wheel, tiny)
+    assert "\n" not in str(caught.value)
+    assert world.listing() == set()
 
 
 def test_weights_of_another_format_are_refused(world, wheel, tmp_path):
     (tmp_path / "mine.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with pytest.raises(FruitsError, match="mine.h5 is no LiteRT file: export one with"):
+    with pytest.raises(FruitsError, match=r"mine.h5 is no LiteRT file \(.*\): export one with"):
         staging.stage(world.s3, SPEC, wheel, tmp_path / "mine.h5")
 
 

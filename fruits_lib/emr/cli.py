@@ -294,6 +294,19 @@ def cost(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
         click.echo(console.aftermath(client, it.id))
 
 
+@emr.command("prices")
+@REGION
+@click.option("--refresh", is_flag=True, help="First ask AWS, and write the package's table.")
+def list_prices(region: str, refresh: bool) -> None:
+    """Print what plans and costs are computed with, its date and source.
+
+    --refresh takes a minute, costs nothing, and adds the region if it is new.
+    """
+    if refresh:
+        prices.renew(region)
+    click.echo(prices.table(region))
+
+
 @emr.command()
 @cluster_options
 @click.option("--unprotect", is_flag=True, help="Also when it is protected against termination.")

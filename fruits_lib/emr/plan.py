@@ -4,21 +4,23 @@ import json
 import textwrap
 from dataclasses import dataclass, replace
 
-from fruits_lib.emr.prices import hourly_costs, instance_type, load_prices, nodes, note
+from fruits_lib.emr.prices import hourly_costs, instance_type, load_prices, note
 from fruits_lib.emr.request import build_request, load_configurations
 from fruits_lib.emr.spec import DATA_GB, ClusterSpec
 from fruits_lib.errors import FruitsError
 
-# Images per second and vCPU. benchmarks/README.md has 100 for a core, and a vCPU of m5 is half a
-# core: 50. But Spark takes three requests to S3 for an image, one after the other (two for its
-# length, one for its content), at some 15 ms each: 22 a second for each task. A task per vCPU
-# reads ahead while it computes, so the slower side counts.
+# Images per second and vCPU, computed, not measured on AWS. A vCPU of m5 is half a core, for which
+# benchmarks/README.md has 100: it computes 50. A request to S3 takes some 15 ms. Contents are
+# fetched ahead while the network computes, but Spark asks for one image after the other: a HEAD for
+# each meanwhile, which bounds the one task of a vCPU at 60 a second; and before, as a micro-batch
+# begins, a LIST and a HEAD. So 30 ms + 20 ms for an image.
 RATE = 20.0
 START_MINUTES = 8.0  # from the first node's start through bootstrap.sh and EMR's own installing
 OTHER_MINUTES = 6.0  # notebooks 01, 03, 04 and 05, and five starts of Spark on YARN
-# What a run asks of S3 for an image: three reads, and one in reserve. Writes and listings are of
+# What a run asks of S3 for an image, as counted in moto's log: by Spark two HEADs for the index, a
+# LIST (priced as a write) and two HEADs for the stream; by a worker one GET. The 0.03 are writes of
 # many images at once.
-READS, WRITES = 4, 0.03
+READS, WRITES = 5, 1.03
 RESULT_BYTES = 2 * 4 * 1280  # features and scores of the default backbone, at most
 REGIONS = {
     "eu-central-1": "Frankfurt",
@@ -28,9 +30,10 @@ REGIONS = {
     "eu-west-1": "Ireland",
     "eu-west-3": "Paris",
 }  # of the European Union; eu-west-2 is London, eu-central-2 Zurich
+YARDSTICK_IMAGES = 67_692
 YARDSTICK_RATE = 6.6  # images per second and vCPU, of the best public run
 PERSONAL = (
-    "a label, a path, a photograph can hold personal data: a name, a face. EXIF (place, time, "
+    "labels, paths and photographs can hold personal data: names, faces. EXIF (place, time, "
     "camera) never leaves the decoder: features, scores and manifest have none of it"
 )
 INDENT = 11
@@ -87,26 +90,35 @@ class Plan:
                 f"minutes without work; code, notebooks and logs in {spec.stage}",
             ),
             *_block("where", _place(spec.region)),
-            *_block("", PERSONAL),
+            *_block("privacy", PERSONAL),
         ]
 
     def _time(self) -> list[str]:
         parts = " + ".join(f"{value:.0f} {name}" for name, value in self.minutes.items())
-        minutes = self.images / YARDSTICK_RATE / self.vcpus / 60
+        ours = "an estimate" if self.rate == RATE else "as given"
         return [
             *_block("time", f"{60 * self.hours:.0f} min = {parts}"),
             *_block(
                 "",
-                f"{self.images:,} images at {self.rate:g} a second and vCPU: an estimate, as "
-                "the other minutes are; give your own rate by --rate",
+                f"{self.images:,} images at {self.rate:g} a second and vCPU: {ours}; the other "
+                "minutes are an estimate too; give a rate that you measured by --rate",
             ),
             *_block(
                 "elsewhere",
-                "public runs of this job: 67,692 images took 83 min in all on 16 vCPU; featurizing "
-                f"them 21.5 min on 8 vCPU, {YARDSTICK_RATE} a second and vCPU, so these "
-                f"{self.images:,} would take {minutes:,.0f} min here",
+                f"public runs of this job: {YARDSTICK_IMAGES:,} images took 83 min in all on 16 "
+                f"vCPU; so many would take {self._minutes_for(YARDSTICK_IMAGES):.0f} min here, by "
+                f"the estimate. The quickest featurized {YARDSTICK_RATE} images a second and vCPU; "
+                f"at that, these {self.images:,} would take "
+                f"{self._featurize(self.images, YARDSTICK_RATE):,.0f} min to featurize, not "
+                f"{self.minutes['featurize']:,.0f}",
             ),
         ]
+
+    def _featurize(self, images: int, rate: float) -> float:
+        return images / rate / self.vcpus / 60
+
+    def _minutes_for(self, images: int) -> float:
+        return START_MINUTES + self._featurize(images, self.rate) + OTHER_MINUTES
 
     def _price(self) -> list[str]:
         if self.on_demand is None or self.spot is None:
@@ -118,7 +130,7 @@ class Plan:
         rows = {
             **{item: [costs[item] for costs in columns] for item in self.on_demand},
             "dollars in all": totals,
-            "idle, if nobody ends it": [
+            f"then {self.spec.idle_minutes} min idle": [
                 idle_share * (total - costs["S3"])
                 for total, costs in zip(totals, columns, strict=True)
             ],
@@ -130,7 +142,8 @@ class Plan:
             *(f"{'':<{INDENT}}{name:<26}{a:>10.2f}{b:>10.2f}" for name, (a, b) in rows.items()),
             *_block(
                 "",
-                "S3 is the run's requests, and its results kept for a month; spot is --core-nodes "
+                "S3 is the run's requests, and its results kept for a month; idle minutes come if "
+                "nobody ends the cluster, as `run --and-terminate` does; spot is --core-nodes "
                 f"{variant.core_nodes} --task-nodes {variant.task_nodes}",
             ),
             *_block("", note()),
@@ -196,13 +209,23 @@ def _spot_variant(spec: ClusterSpec) -> ClusterSpec:
     return replace(spec, core_nodes=1, task=spec.core, task_nodes=spec.core_nodes - 1)
 
 
+def _nodes(spec: ClusterSpec) -> list[tuple[int, str, bool]]:
+    """Return a cluster's nodes as (count, instance type, whether spot)."""
+    groups = [
+        (1, spec.primary, False),
+        (spec.core_nodes, spec.core, False),
+        (spec.task_nodes, spec.task, True),
+    ]
+    return [group for group in groups if group[0]]
+
+
 def _costs(
     spec: ClusterSpec, hours: float, images: int, with_spot: bool
 ) -> dict[str, float] | None:
     local = load_prices()["regions"].get(spec.region)
     costs = dict.fromkeys(("EC2", "EMR", "EBS"), 0.0)
     try:
-        for count, kind, spot in nodes(spec):
+        for count, kind, spot in _nodes(spec):
             node = hourly_costs(kind, spec.region, spot and with_spot, spec.ebs_gb)
             for item, dollars in node.items():
                 costs[item] += hours * count * dollars

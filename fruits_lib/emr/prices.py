@@ -1,4 +1,4 @@
-"""Instance types and what they cost: a dated table in the package, refreshed from AWS."""
+"""Instance types and what they cost: a dated table in the package, renewed by asking AWS."""
 
 import json
 from dataclasses import dataclass
@@ -24,6 +24,14 @@ EC2_FILTERS = {
     "marketoption": "OnDemand",
 }
 EMR_FILTERS = {"productFamily": "Elastic Map Reduce Instance", "softwareType": "EMR"}
+S3_STORED = {"storageClass": "General Purpose", "volumeType": "Standard"}
+# Of a region's other prices: service, filters, and how many of AWS's units the table counts.
+BY_REGION = {
+    "ebs_gb_month": ("AmazonEC2", {"volumeApiName": "gp3", "productFamily": "Storage"}, 1),
+    "s3_gb_month": ("AmazonS3", {**S3_STORED, "productFamily": "Storage"}, 1),
+    "s3_1000_reads": ("AmazonS3", {"group": "S3-API-Tier2", "productFamily": "API Request"}, 1000),
+    "s3_1000_writes": ("AmazonS3", {"group": "S3-API-Tier1", "productFamily": "API Request"}, 1000),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,6 @@ class InstanceType:
 def load_prices() -> dict:
     """Return the package's table: instance types, and dollars by region."""
     return json.loads(PRICES.read_text(encoding="utf-8"))
-
-
-def save_prices(prices: dict) -> None:
-    """Write the package's table; for those who keep the project up to date."""
-    PRICES.write_text(json.dumps(prices, indent=2) + "\n", encoding="utf-8")
 
 
 def instance_type(kind: str) -> InstanceType:
@@ -92,7 +95,7 @@ def hourly_costs(
     local = prices["regions"].get(region, {"ec2": {}})
     if kind not in local["ec2"] or kind not in prices["emr"]:
         raise FruitsError(
-            f"no price of {kind} in {region} is known here: see aws.amazon.com/emr/pricing"
+            f"no price of {kind} in {region} is known here: ask AWS by `{_renew(region)}`"
         )
     return {
         "EC2": local["ec2"][kind] * (prices["spot_share"] if spot else 1),
@@ -108,25 +111,48 @@ def node_price(
     return sum(hourly_costs(kind, region, spot, ebs_gb).values())
 
 
-def hourly_price(spec: ClusterSpec) -> float | None:
-    """Return what a cluster with all its nodes costs an hour, or None if a price is not known."""
+def hourly_price(request: dict, region: str) -> float | None:
+    """Return what the nodes that a RunJobFlow request names cost an hour, or None if not known."""
     try:
         return sum(
-            count * node_price(kind, spec.region, spot, spec.ebs_gb)
-            for count, kind, spot in nodes(spec)
+            it["InstanceCount"]
+            * node_price(
+                it["InstanceType"], region, it["Market"] == "SPOT", request["EbsRootVolumeSize"]
+            )
+            for it in request["Instances"]["InstanceGroups"]
         )
     except FruitsError:
         return None
 
 
-def nodes(spec: ClusterSpec) -> list[tuple[int, str, bool]]:
-    """Return a cluster's nodes as (count, instance type, whether spot)."""
-    groups = [
-        (1, spec.primary, False),
-        (spec.core_nodes, spec.core, False),
-        (spec.task_nodes, spec.task, True),
-    ]
-    return [group for group in groups if group[0]]
+def table(region: str) -> str:
+    """Return a region's prices as a text.
+
+    Raises
+    ------
+    FruitsError
+        If there are none of it.
+    """
+    prices = load_prices()
+    if region not in prices["regions"]:
+        raise FruitsError(
+            f"no prices in {region} are known here, but of {', '.join(prices['regions'])}: ask AWS "
+            f"by `{_renew(region)}`"
+        )
+    local = prices["regions"][region]
+    lines = [f"{region + ', dollars an hour':<32}{'vCPU':>4}  {'':<8}{'EC2':>8}{'EMR':>8}"]
+    for kind, ec2 in local["ec2"].items():
+        it = instance_type(kind)
+        lines.append(f"{kind:<32}{it.vcpu:>4}  {it.arch:<8}{ec2:>8.4f}{prices['emr'][kind]:>8.4f}")
+    return "\n".join(
+        [
+            *lines,
+            f"EBS {local['ebs_gb_month']:g} a GB and month; S3 {local['s3_gb_month']:g} a GB and "
+            f"month, {local['s3_1000_reads']:g} for 1,000 reads, {local['s3_1000_writes']:g} for "
+            "1,000 writes",
+            note(),
+        ]
+    )
 
 
 def note(today: date | None = None) -> str:
@@ -139,32 +165,65 @@ def note(today: date | None = None) -> str:
     )
     if age <= OLD_AFTER_DAYS:
         return text
-    return f"{text}; {age} days old, so compare aws.amazon.com/emr/pricing"
+    return f"{text}; {age} days old: `{_renew()}` asks AWS for today's"
 
 
-def refresh(prices: dict, today: date | None = None) -> dict:
-    """Return a table with EC2's and EMR's prices as AWS's Pricing API gives them now.
+def _renew(region: str = "") -> str:
+    return "fruits emr prices --refresh" + (f" --region {region}" if region else "")
 
-    Types that a region does not have leave its list. EBS, S3 and the spot share stay as they were.
+
+def renew(region: str) -> None:
+    """Put AWS's prices of today into the package's table, this region's among them.
 
     Raises
     ------
     FruitsError
-        If AWS refuses, or gives several prices for one thing.
+        If the table cannot be written; or see `refresh`.
+    """
+    try:
+        with PRICES.open("r+", encoding="utf-8") as file:  # before AWS is asked
+            prices = json.load(file)
+            regions = {**prices["regions"], region: {}}
+            text = json.dumps(refresh({**prices, "regions": regions}), indent=2) + "\n"
+            file.seek(0)
+            file.write(text)
+            file.truncate()
+    except OSError as error:
+        raise FruitsError(
+            f"{PRICES} cannot be written ({error.strerror}): run this in a checkout that is yours"
+        ) from None
+
+
+def refresh(prices: dict, today: date | None = None) -> dict:
+    """Return a table with the prices that AWS's Pricing API gives now; a minute of questions.
+
+    Types that a region does not have leave its list. The spot share, an assumption, stays.
+
+    Raises
+    ------
+    FruitsError
+        If AWS refuses, or gives several prices for one thing, or none where there must be one.
     """
     client = aws.client("pricing", PRICING_REGION)
     emr, regions = {}, {}
     try:
-        for region, local in prices["regions"].items():
-            ec2 = {}
+        for region in prices["regions"]:
+            local = regions[region] = {"ec2": {}}
             for kind in prices["instance_types"]:
-                here = {"regionCode": region, "instanceType": kind}
-                node = _price(client, "AmazonEC2", {**here, **EC2_FILTERS})
-                surcharge = _price(client, "ElasticMapReduce", {**here, **EMR_FILTERS})
+                asked = {"instanceType": kind}
+                node = _price(client, "AmazonEC2", region, {**asked, **EC2_FILTERS})
+                surcharge = _price(client, "ElasticMapReduce", region, {**asked, **EMR_FILTERS})
                 if node and surcharge:
-                    ec2[kind] = node
+                    local["ec2"][kind] = node
                     emr[kind] = surcharge
-            regions[region] = {**local, "ec2": ec2}
+            for name, (service, filters, count) in BY_REGION.items():
+                dollars = _price(client, service, region, filters)
+                if dollars is None:
+                    raise FruitsError(
+                        f"AWS gives no price of {service} in {region} for {name}: is there such a "
+                        "region? Then mend the filters in " + __name__
+                    )
+                local[name] = round(count * dollars, 9)
     except (BotoCoreError, ClientError) as error:
         raise FruitsError(aws.explain(error)) from None
     return {
@@ -176,13 +235,17 @@ def refresh(prices: dict, today: date | None = None) -> dict:
     }
 
 
-def _price(client, service: str, filters: dict[str, str]) -> float | None:
-    """Return the on-demand dollars an hour of the one product that the filters leave."""
+def _price(client, service: str, region: str, filters: dict[str, str]) -> float | None:
+    """Return the on-demand dollars a unit of the one product that the filters leave.
+
+    Of a price that falls with the amount, the first one.
+    """
+    fields = {"regionCode": region, **filters}
     answer = client.get_products(
         ServiceCode=service,
         Filters=[
             {"Type": "TERM_MATCH", "Field": field, "Value": value}
-            for field, value in filters.items()
+            for field, value in fields.items()
         ],
     )
     found = {
@@ -190,10 +253,11 @@ def _price(client, service: str, filters: dict[str, str]) -> float | None:
         for product in map(json.loads, answer["PriceList"])
         for term in product["terms"].get("OnDemand", {}).values()
         for rate in term["priceDimensions"].values()
+        if rate.get("beginRange", "0") == "0"
     } - {0.0}
     if len(found) > 1:
         raise FruitsError(
-            f"{service} has {len(found)} prices of {filters['instanceType']} in "
-            f"{filters['regionCode']}, one is wanted: narrow the filters in {__name__}"
+            f"{service} has {len(found)} prices of {next(iter(filters.values()))} in {region}, one "
+            f"is wanted: narrow the filters in {__name__}"
         )
     return found.pop() if found else None

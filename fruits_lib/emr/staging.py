@@ -9,7 +9,7 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from fruits_lib import parameters
-from fruits_lib.backbones import check_backbone, export
+from fruits_lib.backbones import check_backbone, check_litert, export
 from fruits_lib.emr.cluster import MISSING
 from fruits_lib.emr.spec import ClusterSpec
 from fruits_lib.errors import FruitsError
@@ -88,8 +88,9 @@ def stage(s3, spec: ClusterSpec, wheel: Path, weights: Path | None = None) -> St
     Raises
     ------
     FruitsError
-        If a file is missing here, or `weights` is no LiteRT file.
+        If a file is missing here, or `weights` is not the default backbone's.
     """
+    backbone = _read_litert(weights) if weights else b""
     prefix = bucket_and_key(spec.stage)[1]
     done = Staged()
 
@@ -113,7 +114,7 @@ def stage(s3, spec: ClusterSpec, wheel: Path, weights: Path | None = None) -> St
             done.kept.append(key)
         else:
             put(key, for_hub(path.read_bytes()))
-    done.note = _stage_backbone(s3, spec.bucket, prefix, weights, put)
+    done.note = _stage_backbone(s3, spec.bucket, prefix, backbone, put)
     return done
 
 
@@ -142,12 +143,12 @@ def _remove_other_wheels(s3, bucket: str, prefix: str, name: str) -> None:
 
 
 def _stage_backbone(
-    s3, bucket: str, prefix: str, weights: Path | None, put: Callable[[str, bytes], None]
+    s3, bucket: str, prefix: str, given: bytes, put: Callable[[str, bytes], None]
 ) -> str:
     spec = check_backbone("mobilenet_v2")
     key = f"{prefix}/backbones/{spec.name}.tflite"
-    if weights:
-        put(key, _read_litert(weights))
+    if given:
+        put(key, given)
         return ""
     if _sha256(s3, bucket, key) is not None:
         return ""
@@ -181,6 +182,5 @@ def _read(path: Path) -> bytes:
 
 def _read_litert(path: Path) -> bytes:
     content = path.read_bytes()
-    if content[4:8] != b"TFL3":  # the identifier of the format
-        raise FruitsError(f"--weights {path} is no LiteRT file: export one with `fruits export`")
+    check_litert(content, check_backbone("mobilenet_v2", str(path)))
     return content

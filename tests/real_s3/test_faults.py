@@ -1,7 +1,9 @@
 """A whole run while the real server fails: it finishes, and every image is there once."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -42,6 +44,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that its kernel and Spark can be killed with it
         )
         self.lines, self.errors = [], []
         self.readers = [
@@ -114,6 +117,6 @@ def test_a_quarter_of_the_requests_is_refused(photographs, server, monkeypatch):
 def test_a_run_killed_in_the_middle_resumes(photographs):
     running = Running(photographs)
     running.await_first_batch()
-    running.process.kill()
+    os.killpg(running.process.pid, signal.SIGKILL)
     manifest = Running(photographs).finish()
     assert manifest["featurize"]["computed"] < IMAGES
