@@ -345,3 +345,14 @@ def test_importing_the_library_does_not_import_tensorflow():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout == "False\n"
+
+
+def test_a_node_takes_imagenet_from_where_bootstrap_put_it(spark, tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "share/fruits/backbones"
+    folder.mkdir(parents=True)
+    (folder / "mobilenet_v2-32-avg-imagenet.tflite").write_bytes(tiny.read_bytes())
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    exported = export_backbone(
+        open_run(spark, str(tmp_path / "run")), "mobilenet_v2", "imagenet", 32
+    )
+    assert exported.content == tiny.read_bytes()
