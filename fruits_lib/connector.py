@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -134,7 +135,7 @@ def _retrieve(cache: Path) -> None:
         module.write_text(IVY_MODULE.format(dependencies=dependencies))
         command = [f"{home}/bin/java" if home else "java", "-Djava.net.useSystemProxies=true"]
         command += ["-cp", str(ivy), "org.apache.ivy.Main", "-ivy", str(module), "-types", "jar"]
-        command += ["-cache", f"{folder}/ivy", "-warn"]
+        command += ["-cache", f"{folder}/ivy", "-verbose"]
         command += ["-retrieve", f"{folder}/[artifact]-[revision].[ext]"]
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
@@ -154,7 +155,8 @@ def _retrieve(cache: Path) -> None:
 
 
 def _reason(text: str) -> str:
-    """The first download's failure says most in Ivy's pages of warnings."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
-    failures = [line.split(" url=")[0].rstrip(".") for line in lines if "not found" in line]
-    return (failures or lines)[0]
+    """Of Ivy's pages, the first download's failure."""
+    found = re.search(
+        r"at url \S+ \((.+?)\)?$|(Host \S+ not found)|(module not found.+)", text, re.M
+    )
+    return next(filter(None, found.groups())) if found else text.strip() or "no reason given"
