@@ -70,6 +70,7 @@ def build_root(target: Path) -> None:
     if not shutil.which("mmdebstrap"):
         if not shutil.which("apt-get"):
             missing("mmdebstrap is missing, and apt-get too: install mmdebstrap")
+        subprocess.run(["apt-get", "update", "--quiet"], check=True)
         subprocess.run(["apt-get", "install", "--yes", "--quiet", "mmdebstrap"], check=True)
     subprocess.run([*RECIPE, "--format=tar", target], check=True)
 
