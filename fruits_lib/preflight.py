@@ -63,7 +63,8 @@ def _folder(uri: str) -> str:
 
 def _check_data(data: str) -> None:
     bucket, key = bucket_and_key(data)
-    answer = _ask("data", data, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "")
+    place = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
+    answer = _ask("data", data, "list_objects_v2", **place)
     if not answer.get("Contents"):
         raise FruitsError(f"data={data} holds no object: check the bucket and the prefix")
 
@@ -86,8 +87,6 @@ def _ask(name: str, uri: str, operation: str, **arguments) -> dict:
     if not arguments["Bucket"]:
         raise FruitsError(f"{name}={uri} names no bucket: write s3://bucket/folder")
     s3 = aws.client("s3", config=aws.IMPATIENT)
-    if operation == "list_objects_v2":
-        arguments["MaxKeys"] = 1
     try:
         answer = _patiently(lambda: getattr(s3, operation)(**arguments))
     except (ConnectionError, HTTPClientError) as error:

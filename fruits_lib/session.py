@@ -1,5 +1,6 @@
 """One way to get a SparkSession: the one that exists (Livy, EMR), or a well-set local one."""
 
+import json
 import locale
 import os
 import re
@@ -69,10 +70,20 @@ def start_session(
             "spark.driver.extraJavaOptions",
             f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}",
         )
+        data = data or _recorded_data(run_dir)  # a notebook after the first takes no data
         bucket = any(is_s3(uri) for uri in (data, run_dir, weights))
         for key, value in (LOCAL_SETTINGS | (s3a_settings() if bucket else {})).items():
             builder.config(key, value)
     return builder.getOrCreate()
+
+
+def _recorded_data(run_dir: str) -> str:
+    """Return where a run folder on this machine says that its photographs lie."""
+    try:
+        manifest = Path(run_dir.removeprefix("file:"), "manifest.json").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return json.loads(manifest).get("load", {}).get("data", "")
 
 
 def use_java_17() -> None:

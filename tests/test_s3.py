@@ -151,6 +151,20 @@ def test_a_bucket_in_and_a_folder_out(spark, sample, tiny, bucket, tmp_path):
     assert run.manifest()["featurize"]["features"] == GOOD
 
 
+@pytest.mark.slow
+def test_a_notebook_without_data_finds_the_bucket_by_its_run_folder(sample, bucket, tmp_path):
+    for number in range(3):
+        bucket.put(f"photographs/Lemon/{number}.jpg", photograph(sample))
+    for notebook in ("01", "02"):
+        answer = command(
+            *("fruits", "run", "--data", bucket.uri("photographs"), "--run-dir", tmp_path / "run"),
+            *("--only", notebook, "-p", "weights=random", "-p", "input_size=32"),
+        )
+        assert answer.returncode == 0, answer.stderr
+    recorded = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
+    assert recorded["featurize"]["features"] == 3
+
+
 def test_new_objects_alone_are_computed(spark, sample, tiny, bucket):
     for number in range(3):
         bucket.put(f"photographs/Lemon/{number}.jpg", photograph(sample))

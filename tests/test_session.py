@@ -209,3 +209,10 @@ def test_matplot_closes_the_figure(drawn):
 def test_outside_ipython_no_magic_is_missed(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     session._register_matplot()
+
+
+def test_photographs_in_a_bucket_are_remembered_by_a_local_run_folder(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"load": {"data": "s3://bucket/photographs"}}')
+    assert session._recorded_data(str(tmp_path)) == "s3://bucket/photographs"
+    assert session._recorded_data(f"file:{tmp_path}") == "s3://bucket/photographs"
+    assert session._recorded_data(str(tmp_path / "none")) == ""
