@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # the steps of a task share two cores and one Spark: one after the other
-.PHONY: help setup demo test test-s3 test-node lint lab run bench bench-s3 notebooks lock clean
+.PHONY: help setup demo test test-s3 test-node test-emr emr-box lint lab run bench bench-s3 \
+  bench-emr notebooks lock clean
 
 # Many people export these for another Spark or Python; here they would replace what .venv holds.
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
@@ -49,6 +50,12 @@ test-s3: setup  ## The tests of buckets on a real S3 server, and its faults (bui
 test-node: setup  ## Prove bootstrap.sh in a fresh root (as root; needs mmdebstrap)
 	$(BIN)/python -m pytest -rsP tests/node
 
+test-emr: setup  ## Prove the notebooks in EMR in a box: YARN, Livy, JupyterHub, a browser (as root)
+	$(BIN)/python -m pytest tests/emr_box
+
+emr-box: setup  ## Start EMR in a box to play with, until Ctrl-C (as root)
+	@PYTHONPATH=tests $(BIN)/python tests/emr_box/play.py
+
 lint: setup  ## Check code, notebooks and shell scripts (a part of test)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,13 +82,18 @@ bench-s3: setup  ## Measure a run from and to a bucket on this machine (ARGS="..
 	scripts/fetch-tools.sh
 	@$(BIN)/python benchmarks/bucket.py $(ARGS)
 
+bench-emr: setup  ## Measure in EMR in a box: executors, starts, memory (ARGS="..." adds options)
+	@PYTHONPATH=tests:tests/emr_box $(BIN)/python benchmarks/emr_box.py $(ARGS)
+
 notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
 	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \
 	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
 	done
 
-# A node may be x86_64 or Graviton: one lock serves both, and each package has a wheel for each.
+# A node may be x86_64 or Graviton: one lock serves both, and each package has a wheel for each. So
+# it is with the hub of tests/emr_box, which knows no Kerberos (`pyspnego` without its extra), and
+# whose s3contents wants an older boto3.
 lock:  ## Resolve requirements*.in into the locks (ARGS="--upgrade" for newer versions)
 	tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT; \
 	python="$$(bash scripts/find-python.sh)"; "$$python" -m venv "$$tools"; \
@@ -95,7 +107,14 @@ lock:  ## Resolve requirements*.in into the locks (ARGS="--upgrade" for newer ve
 	    --only-binary :all: -o "$$tools/$$arch.lock"; \
 	done; \
 	cmp "$$tools/x86_64.lock" "$$tools/aarch64.lock"; \
-	cp "$$tools/x86_64.lock" requirements-node.lock
+	cp "$$tools/x86_64.lock" requirements-node.lock; \
+	known() { grep -oE '^[a-z0-9-]+==[^ ]+' requirements.lock | grep -vE '^(boto3|botocore|s3transfer)='; }; \
+	for arch in x86_64 aarch64; do \
+	  "$${compile[@]}" tests/emr_box/hub.in --python-platform "$$arch-unknown-linux-gnu" \
+	    --only-binary :all: -c <(known) --override <(echo pyspnego) -o "$$tools/$$arch-hub.lock"; \
+	done; \
+	cmp "$$tools/x86_64-hub.lock" "$$tools/aarch64-hub.lock"; \
+	cp "$$tools/x86_64-hub.lock" tests/emr_box/hub.lock
 
 clean:  ## Remove .venv, caches and build products (runs/ stays)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -89,7 +89,7 @@ def list_images(spark: SparkSession, data: str) -> DataFrame:
     files = images._jdf.inputFiles()  # empty ones too; stays in the JVM unless there are any
     if len(files) == filled.count():
         return filled
-    seen = {row.path for row in filled.select("path").toLocalIterator()}
+    seen = {row.path for row in filled.select("path").collect()}
     # Spark writes a URL, file:///a%20b, where the path column has Hadoop's file:/a b.
     urls = _join(spark, files).split("\0")
     listed = (unquote(url).replace("file:///", "file:/", 1) for url in urls)

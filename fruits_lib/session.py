@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +30,8 @@ LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # featurize shows its own
     "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
 }
+LIVY_PORT = 8998
+LIVY_DELAY = 10  # seconds; sparkmagic asks for a cell's answer every few
 
 
 def start_session(
@@ -84,6 +88,29 @@ def _recorded_data(run_dir: str) -> str:
     except OSError:
         return ""
     return json.loads(manifest).get("load", {}).get("data", "")
+
+
+def stop_session(spark: SparkSession) -> None:
+    """Stop Spark and, where Livy started it for a notebook, end Livy's session soon after.
+
+    Livy would keep the driver, an application of YARN's, until its own time-out: so long the
+    cluster would not be idle, and could not end itself. The session is deleted only when the cell
+    that asks for it has its answer.
+
+    Parameters
+    ----------
+    spark : SparkSession
+    """
+    found = re.search(r"livy-session-(\d+)-", spark.conf.get("spark.yarn.tags", ""))
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    primary = hadoop.get("yarn.resourcemanager.hostname")  # of the node where Livy is, too
+    spark.stop()
+    if found:
+        url = f"http://{primary}:{LIVY_PORT}/sessions/{found[1]}"
+        request = urllib.request.Request(url, method="DELETE")
+        later = threading.Timer(LIVY_DELAY, urllib.request.urlopen, [request])
+        later.daemon = True
+        later.start()
 
 
 def use_java_17() -> None:

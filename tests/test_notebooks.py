@@ -71,7 +71,7 @@ def test_cells_are_plain_python_that_both_kernels_run(path):
 
 @each_notebook
 def test_the_last_cell_stops_spark(path):
-    assert "spark.stop()" in code_cells(path)[-1].source
+    assert "session.stop_session(spark)" in code_cells(path)[-1].source
 
 
 @each_notebook

@@ -104,6 +104,7 @@ def executor_settings(spec: ClusterSpec) -> dict[str, str]:
         "spark.executor.cores": str(node.vcpu),
         "spark.executor.memory": f"{heap}m",
         "spark.executor.memoryOverhead": f"{executor - heap}m",
+        "spark.dynamicAllocation.initialExecutors": str(spec.core_nodes),
         "spark.default.parallelism": str(node.vcpu * (spec.core_nodes + spec.task_nodes)),
     }
 

@@ -9,80 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from node import Node, prepare
+from machine import node_wheels, unpack_root
+from node import Node
+from servers import need
 
-from fruits_lib.emr.wheelhouse import CHECKOUT, NODE_LOCK, build_wheel, build_wheelhouse
-from fruits_lib.errors import FruitsError
-
-TOOLS = ("unshare", "nsenter", "setpriv", "chroot", "mount", "ip", "tar")
-ROOT_TAR = "node-root-bookworm-1.tar"  # another recipe, another number
-RECIPE = [
-    *("mmdebstrap", "--mode=root", "--variant=apt"),
-    *("--include=python3.11,python3-venv,python3-pip,sudo,ca-certificates,curl", "bookworm"),
-]
-AWSCLI = "awscli==1.46.2"
-
-
-def missing(what: str) -> None:
-    """Skip, or fail where FRUITS_REQUIRE=1 says that nothing may be skipped."""
-    if os.environ.get("FRUITS_REQUIRE") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
+from fruits_lib.connector import cache_folder
+from fruits_lib.emr.wheelhouse import CHECKOUT, build_wheel
 
 
 @pytest.fixture(scope="session")
-def cache():
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("FRUITS_CACHE") or Path(home, "fruits"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def kept(target: Path, make) -> Path:
-    """Return `target`; what an interrupted `make(path)` leaves does not pass for it."""
-    if not target.exists():
-        begun = target.with_name(f"{target.name}.{os.getpid()}")
-        try:
-            make(begun)
-            begun.rename(target)
-        finally:
-            shutil.rmtree(begun, ignore_errors=True)
-            begun.unlink(missing_ok=True)
-    return target
-
-
-@pytest.fixture(scope="session")
-def root(cache, tmp_path_factory):
-    if sys.platform != "linux" or os.geteuid() != 0:
-        missing("a fresh root needs Linux and root: sudo make test-node")
-    if absent := [tool for tool in TOOLS if not shutil.which(tool)]:
-        missing(f"{', '.join(absent)} missing: install util-linux, iproute2 and tar")
-    tar = kept(cache / ROOT_TAR, build_root)
-    wheels = kept(cache / AWSCLI.replace("==", "-"), download_awscli)
+def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    subprocess.run(["tar", "--extract", f"--file={tar}", f"--directory={folder}"], check=True)
-    prepare(folder, wheels)
+    unpack_root(cache_folder(), folder)
     yield folder
     shutil.rmtree(folder)
 
 
-def build_root(target: Path) -> None:
-    if not shutil.which("mmdebstrap"):
-        if not shutil.which("apt-get"):
-            missing("mmdebstrap is missing, and apt-get too: install mmdebstrap")
-        subprocess.run(["apt-get", "update", "--quiet"], check=True)
-        subprocess.run(["apt-get", "install", "--yes", "--quiet", "mmdebstrap"], check=True)
-    subprocess.run([*RECIPE, "--format=tar", target], check=True)
-
-
-def download_awscli(target: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
-    if subprocess.run([*pip, f"--dest={target}", AWSCLI]).returncode:
-        missing(f"{AWSCLI} cannot be downloaded: a package index is needed once")
-
-
 @pytest.fixture(scope="session")
-def stage(cache, tiny, tmp_path_factory):
+def stage(tiny, tmp_path_factory):
     """A stage as `fruits emr create` and `wheelhouse` write it, with a quick backbone."""
     folder = tmp_path_factory.mktemp("stage")
     folder.chmod(0o755)  # hadoop reads it
@@ -93,14 +37,7 @@ def stage(cache, tiny, tmp_path_factory):
     Path(f"{wheel}.sha256").write_text(f"{digest}  {wheel.name}\n")
     (folder / "backbones").mkdir()
     shutil.copy(tiny, folder / "backbones/mobilenet_v2-32-avg-random.tflite")
-    arch, lock = platform.machine(), hashlib.sha256(NODE_LOCK.read_bytes()).hexdigest()[:12]
-    try:
-        wheels = kept(
-            cache / f"node-wheels-{arch}-{lock}", lambda path: build_wheelhouse(path, arch)
-        )
-    except FruitsError as error:
-        missing(f"no wheelhouse: {error}")
-    shutil.copytree(wheels, folder / "wheelhouse" / arch)
+    shutil.copytree(node_wheels(cache_folder()), folder / "wheelhouse" / platform.machine())
     return folder
 
 
@@ -122,7 +59,7 @@ def index(tmp_path_factory):
     """The environment in which pip reaches a package index, here and on a node."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     if subprocess.run([*pip, f"--dest={tmp_path_factory.mktemp('index')}", "six"]).returncode:
-        missing("no package index is in reach: connect to one, or set PIP_INDEX_URL")
+        need(False, "no package index is in reach: connect to one, or set PIP_INDEX_URL")
     names = {name for name in os.environ if name.startswith("PIP_")} - {"PIP_FIND_LINKS"}
     names |= {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"} & os.environ.keys()
     return {name: os.environ[name] for name in names}

@@ -5,7 +5,10 @@ import subprocess
 import time
 
 import pytest
-from node import NODE_SH, STAGE, kill_all
+from machine import kill_all
+from node import STAGE
+
+from fruits_lib.emr.wheelhouse import CHECKOUT
 
 VENV = "/opt/fruits/venv"
 PACKAGES = f"{VENV}/lib/python3.11/site-packages"
@@ -202,7 +205,7 @@ class TestFails:
     "arguments", [[], ["--stage"], ["--stage", "/a/folder"], ["--stage", "s3://b/p", "--what", "x"]]
 )
 def test_wrong_arguments_are_one_line(arguments):
-    script = NODE_SH.parents[2] / "bootstrap.sh"
+    script = CHECKOUT / "bootstrap.sh"
     answer = subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
     assert_failed(answer, "arguments", "write bootstrap.sh --stage s3://bucket/prefix")
     assert answer.stderr.count("\n") == 1

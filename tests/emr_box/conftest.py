@@ -1,0 +1,149 @@
+"""What the tests of the box share: the box itself, its tunnel, and two people at work in it."""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import parts
+import pytest
+from box import BUCKET, CLUSTER, PASSWORDS, Box
+from browser import Person
+from servers import KEY, REGION, await_port, free_port, s3_server
+from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
+
+from fruits_lib.backbones import check_backbone, export, imagenet_available
+from fruits_lib.connector import cache_folder
+from fruits_lib.emr.request import build_request, load_configurations
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory):
+    """The box, started once."""
+    root = tmp_path_factory.mktemp("root")
+    found = parts.collect(cache_folder(), root)
+    with Box(found, tmp_path_factory.mktemp("box")) as running:
+        yield running
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A .tflite of the real size: with ImageNet weights where they are to be had."""
+    weights = "imagenet" if imagenet_available() else "random"
+    file = tmp_path_factory.mktemp("weights") / "mobilenet.tflite"
+    file.write_bytes(export(check_backbone("mobilenet_v2", weights)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def weights(box, backbone):
+    """URI of the backbone in the bucket."""
+    box.bucket.put(f"weights/{backbone.name}", backbone.read_bytes())
+    return f"s3://{BUCKET}/weights/{backbone.name}"
+
+
+@pytest.fixture(scope="session")
+def data(box, sample):
+    """URI of the photographs in the bucket."""
+    box.bucket.upload(sample, "photographs")
+    return f"s3://{BUCKET}/photographs"
+
+
+@pytest.fixture(scope="session")
+def console(box, tmp_path_factory):
+    """The environment in which an engineer calls `fruits emr`, and a cluster that is the box.
+
+    EMR's API is moto's; ssh is the real one, told where the box is.
+    """
+    folder = tmp_path_factory.mktemp("console")
+    ssh = folder / "bin/ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{box.ssh_config}" "$@"\n')
+    ssh.chmod(0o755)
+    with s3_server("moto", folder / "moto") as moto:
+        environment = {**os.environ, **moto.environment}
+        environment["PATH"] = f"{ssh.parent}:{environment['PATH']}"
+        emr = boto3.client(
+            "emr",
+            endpoint_url=moto.endpoint,
+            region_name=REGION,
+            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
+        )
+        request = build_request(CLUSTER, load_configurations(CLUSTER))
+        cluster = emr.run_job_flow(**request)["JobFlowId"]
+        address = emr.describe_cluster(ClusterId=cluster)["Cluster"]["MasterPublicDnsName"]
+        box.check(f"echo '127.0.0.1 {address}' >>/etc/hosts", user="root")
+        yield environment, cluster
+
+
+@pytest.fixture(scope="session")
+def tunnel(box, console):
+    """Ports of this machine that `fruits emr tunnel` opens: (JupyterHub, history server)."""
+    environment, cluster = console
+    ports = free_port(), free_port()
+    command = [FRUITS, "emr", "tunnel", cluster, "--region", REGION, "--key", box.key]
+    command += ["--hub-port", str(ports[0]), "--history-port", str(ports[1])]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as process:
+        try:
+            await_port(ports[0], process)
+            yield ports
+        finally:
+            process.send_signal(2)  # Ctrl-C
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Folder for what the person saw; `FRUITS_PICTURES` names one that stays."""
+    named = os.environ.get("FRUITS_PICTURES")
+    folder = Path(named) if named else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def values(data, weights):
+    """Parameters of the runs that are compared."""
+    return {"data": data, "weights": weights, "batch_size": 50, "variance": 0.8}
+
+
+@pytest.fixture(scope="session")
+def amina(box, values):
+    """A person who runs the notebooks by papermill, beside whoever else is at work.
+
+    Her run folder, and the future of her exit codes and messages by notebook.
+    """
+    run_dir = f"s3://{BUCKET}/runs/amina"
+
+    def work():
+        return {
+            name: papermill(box, name, run_dir, "amina", **given(name, **values))
+            for name in NOTEBOOKS
+        }
+
+    with ThreadPoolExecutor(1) as executor:
+        yield run_dir, executor.submit(work)
+
+
+@pytest.fixture(scope="session")
+def plain(sample, backbone, values, tmp_path_factory):
+    """The same notebooks on this machine, by the plain kernel: (run folder, photographs)."""
+    run_dir = tmp_path_factory.mktemp("plain") / "run"
+    command = [FRUITS, "run", "--data", sample, "--run-dir", run_dir]
+    for name, value in {**values, "weights": backbone}.items():
+        command += ["-p", f"{name}={value}"] if name != "data" else []
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return str(run_dir), str(sample)
+
+
+@pytest.fixture(scope="session")
+def jovyan(box, tunnel, values, pictures, amina):
+    """A person in front of JupyterHub, while amina's notebooks run: (run folder, visit)."""
+    run_dir = f"s3://{BUCKET}/runs/jovyan"
+    address = f"https://127.0.0.1:{tunnel[0]}"
+    with Person(address, "jovyan", PASSWORDS["jovyan"], pictures) as person:
+        yield run_dir, in_the_browser(person, run_dir, **values)
