@@ -11,6 +11,7 @@ import parts
 import pytest
 from box import BUCKET, CLUSTER, PASSWORDS, Box
 from browser import Person
+from peaks import Peaks
 from servers import KEY, REGION, await_port, free_port, s3_server
 from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
 
@@ -111,7 +112,14 @@ def values(data, weights):
 
 
 @pytest.fixture(scope="session")
-def amina(box, values):
+def peaks(box):
+    """The memory of every container, from before the first notebook on."""
+    with Peaks(box) as following:
+        yield following
+
+
+@pytest.fixture(scope="session")
+def amina(box, values, peaks):
     """A person who runs the notebooks by papermill, beside whoever else is at work.
 
     Her run folder, and the future of her exit codes and messages by notebook.
@@ -142,8 +150,8 @@ def plain(sample, backbone, values, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def jovyan(box, tunnel, values, pictures, amina):
-    """A person in front of JupyterHub, while amina's notebooks run: (run folder, visit)."""
+    """A person in front of JupyterHub, while amina's notebooks run: (run folder, visit, browser)."""
     run_dir = f"s3://{BUCKET}/runs/jovyan"
     address = f"https://127.0.0.1:{tunnel[0]}"
     with Person(address, "jovyan", PASSWORDS["jovyan"], pictures) as person:
-        yield run_dir, in_the_browser(person, run_dir, **values)
+        yield run_dir, in_the_browser(person, run_dir, **values), person

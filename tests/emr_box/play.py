@@ -46,7 +46,7 @@ def main() -> None:
             box.bucket.put(WEIGHTS, export(check_backbone("mobilenet_v2", "random")))
             staged = box.bucket.listing("stage/backbones/")
             print(guide(box, time.monotonic() - started, bool(staged)), flush=True)
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            signal.pause()
 
 
 def guide(box: Box, seconds: float, imagenet: bool) -> str:
@@ -70,10 +70,10 @@ def guide(box: Box, seconds: float, imagenet: bool) -> str:
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         raise SystemExit(f"emr-box: {missing}") from None
     except KeyboardInterrupt:
-        pass
+        print("emr-box: every process has ended")
