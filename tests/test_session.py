@@ -97,7 +97,7 @@ def test_the_session_that_exists_is_returned(spark):
 FRESH = """
 import json, sys
 from fruits_lib.images import read_images
-from fruits_lib.session import start_session
+from fruits_lib.session import start_session, stop_session
 spark = start_session()
 images = read_images(spark, sys.argv[1])
 print(json.dumps({
@@ -106,7 +106,7 @@ print(json.dumps({
     "conf": dict(spark.sparkContext.getConf().getAll()),
     "python": spark.range(1).rdd.map(lambda _: sys.executable).first(),
 }))
-spark.stop()
+stop_session(spark)
 """
 
 

@@ -136,6 +136,9 @@ class Box(Machine):
         values = merged["jupyter-sparkmagic-conf"].items()
         sparkmagic = {key: settings.unquoted(value) for key, value in values}
         texts |= hub.files(BUCKET, ROLE["AWS_ENDPOINT_URL"], ROLE, sparkmagic, list(PASSWORDS))
+        # Whoever comes in by ssh finds what EMR gives to hadoop.
+        variables = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+        texts["/etc/ssh/box_config"] += f"SetEnv {variables}\n"
         for place, text in texts.items():
             self.put(place, text)
         self.check(LAYOUT, user="root")

@@ -54,8 +54,8 @@ def guide(box: Box, seconds: float, imagenet: bool) -> str:
     cluster = Cluster("box", "box", "WAITING", "", datetime.now(UTC), None, address="primary")
     command = tunnel.ssh_command(cluster, box.key)
     command[1:1] = ["-F", str(box.ssh_config)]
-    inside = ["/opt/fruits/bin/fruits", "run", "--data", f"s3://{BUCKET}/photographs"]
-    inside += ["--run-dir", f"s3://{BUCKET}/runs/steps", "--only", "01"]
+    step = [*command[:5], command[-1], "/opt/fruits/bin/fruits", "run", "--only", "01"]
+    step += ["--data", f"s3://{BUCKET}/photographs", "--run-dir", f"s3://{BUCKET}/runs/steps"]
     return GUIDE.format(
         seconds=seconds,
         command=shlex.join(command),
@@ -63,14 +63,15 @@ def guide(box: Box, seconds: float, imagenet: bool) -> str:
         history=tunnel.HISTORY,
         bucket=BUCKET,
         weights="imagenet" if imagenet else f"s3://{BUCKET}/{WEIGHTS}",
-        step=shlex.join(box.enter(shlex.join(inside))),
+        step=shlex.join(step),
         logs=box.folder / "logs",
         **PASSWORDS,
     )
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         main()
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
