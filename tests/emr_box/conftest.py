@@ -122,35 +122,43 @@ def peaks(box):
 def amina(box, values, peaks):
     """A person who runs the notebooks by papermill, beside whoever else is at work.
 
-    Her run folder, and the future of her exit codes and messages by notebook.
+    Her run folder, and the future of papermill's answers by notebook.
     """
     run_dir = f"s3://{BUCKET}/runs/amina"
 
     def work():
-        return {
-            name: papermill(box, name, run_dir, "amina", **given(name, **values))
-            for name in NOTEBOOKS
-        }
+        return {name: papermill(box, name, run_dir, **given(name, **values)) for name in NOTEBOOKS}
 
     with ThreadPoolExecutor(1) as executor:
         yield run_dir, executor.submit(work)
 
 
 @pytest.fixture(scope="session")
-def plain(sample, backbone, values, tmp_path_factory):
-    """The same notebooks on this machine, by the plain kernel: (run folder, photographs)."""
+def beginner(sample, backbone, values, tmp_path_factory):
+    """A person who runs the same notebooks on this machine, by the plain kernel.
+
+    Run folder, photographs, and the future of the command's answer.
+    """
     run_dir = tmp_path_factory.mktemp("plain") / "run"
     command = [FRUITS, "run", "--data", sample, "--run-dir", run_dir]
     for name, value in {**values, "weights": backbone}.items():
         command += ["-p", f"{name}={value}"] if name != "data" else []
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    return str(run_dir), str(sample)
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(subprocess.run, command, capture_output=True, text=True)
+        yield str(run_dir), str(sample), future
 
 
 @pytest.fixture(scope="session")
-def jovyan(box, tunnel, values, pictures, amina):
-    """A person in front of JupyterHub, while amina's notebooks run: (run folder, visit, browser)."""
+def plain(beginner):
+    """The run on this machine, done: (run folder, photographs)."""
+    run_dir, photographs, future = beginner
+    assert future.result().returncode == 0, future.result().stderr
+    return run_dir, photographs
+
+
+@pytest.fixture(scope="session")
+def jovyan(box, tunnel, values, pictures, amina, beginner):
+    """A person in front of JupyterHub, while amina is at work: (run folder, visit, browser)."""
     run_dir = f"s3://{BUCKET}/runs/jovyan"
     address = f"https://127.0.0.1:{tunnel[0]}"
     with Person(address, "jovyan", PASSWORDS["jovyan"], pictures) as person:

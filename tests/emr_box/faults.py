@@ -1,9 +1,11 @@
 """What goes wrong on a cluster, at a moment that is known."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from subprocess import CompletedProcess
 
 import psutil
@@ -13,27 +15,44 @@ from work import read_rows
 
 from fruits_lib.storage import bucket_and_key
 
-# A session of Livy's for a person who pays attention to nothing else: as small as it works.
-SMALL = {
-    "spark.driver.memory": "768m",
-    "spark.driver.memoryOverhead": "768m",
-    "spark.dynamicAllocation.initialExecutors": "0",
+# A session of Livy's as small as it works; it computes nothing, and so needs no executor.
+IDLE = {
+    "kind": "pyspark",
+    "idleTimeout": "10s",  # in place of emr-config.json's hour
+    "conf": {
+        "spark.driver.memory": "768m",
+        "spark.driver.memoryOverhead": "768m",
+        "spark.dynamicAllocation.initialExecutors": "0",
+    },
 }
+OUTAGE = 10  # seconds
 
 
-def finished_batches(box: Box, run_dir: str) -> int:
-    """Return how many micro-batches the checkpoint of a run says are done."""
-    keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/checkpoint/commits/")
-    return sum(key.rsplit("/", 1)[1].isdigit() for key in keys)
+@dataclass(frozen=True)
+class Struck:
+    """What became of work in which a fault struck.
+
+    Attributes
+    ----------
+    run_dir : str
+    answer : subprocess.CompletedProcess
+    before, batches : int
+        Micro-batches that were done when the work began, and when the fault had struck.
+    fault : object
+        What the fault returned.
+    """
+
+    run_dir: str
+    answer: CompletedProcess
+    before: int
+    batches: int
+    fault: object
 
 
 def strike(
-    box: Box, run_dir: str, work: Callable[[], CompletedProcess], fault: Callable[[], None]
-) -> CompletedProcess:
-    """Return the answer of `work`, which featurizes, and in the middle of which `fault` strikes.
-
-    The middle: one more micro-batch than before is done, and not all of the images are.
-    """
+    box: Box, run_dir: str, work: Callable[[], CompletedProcess], fault: Callable[[Box], object]
+) -> Struck:
+    """Do work that featurizes, and let a fault strike when one more micro-batch is done."""
     before = finished_batches(box, run_dir)
     with ThreadPoolExecutor(1) as executor:
         answer = executor.submit(work)
@@ -42,25 +61,135 @@ def strike(
             lambda: answer.done() or finished_batches(box, run_dir) > before,
             seconds=480,
         )
-        fault()
         assert not answer.done(), answer.result().stderr
-        return answer.result()
+        returned = fault(box)
+        batches = finished_batches(box, run_dir)
+        return Struck(run_dir, answer.result(), before, batches, returned)
+
+
+def finished_batches(box: Box, run_dir: str) -> int:
+    """Return how many micro-batches are done, by the checkpoint of a run."""
+    keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/checkpoint/commits/")
+    return sum(key.rsplit("/", 1)[1].isdigit() for key in keys)
+
+
+def copy_run(box: Box, run_dir: str, target: str) -> None:
+    """Copy what a run folder holds to another."""
+    source, prefix = bucket_and_key(run_dir)[1], bucket_and_key(target)[1]
+    for key in box.bucket.listing(f"{source}/"):
+        box.bucket.put(prefix + key.removeprefix(source), box.bucket.get(key))
+
+
+def paths(box: Box, run_dir: str, *tables: str) -> list[str]:
+    """Return the images that tables of a run name, each as often as they do, sorted."""
+    return sorted(path for table in tables for (path,) in read_rows(box, run_dir, table, ["path"]))
 
 
 # --- faults ---------------------------------------------------------------------------------------
 
 
 def end_session(box: Box) -> None:
-    """Delete the Livy session of the notebook that runs, as somebody else could."""
-    box.livy(f"sessions/{notebook_session(box)['id']}", "DELETE")
+    """Delete the Livy session of the notebook at work, as somebody else could."""
+    box.livy(f"sessions/{notebook_sessions(box)[0]['id']}", "DELETE")
 
 
-def kill_application_master(box: Box) -> None:
-    """Kill the JVM of the notebook's driver, which is YARN's application master too."""
-    application = notebook_session(box)["appId"]
-    for node in settings.CORE:
-        for process in box.processes(node):
-            command = process.cmdline()
-            if process.name() == "java" and "ApplicationMaster" in " ".join(command):
-                if application in " ".join(command):
-                    process.kill()
+def kill_driver(box: Box) -> None:
+    """Kill the JVM of the notebook at work, which is YARN's application master."""
+    application = notebook_sessions(box)[0]["appId"]
+    (driver,) = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "java"
+        and "ApplicationMaster" in " ".join(process.info["cmdline"])
+        and application in " ".join(process.info["cmdline"])
+    ]
+    driver.kill()
+
+
+def lose_node(box: Box) -> str:
+    """Kill the node that has executors but not the driver; return its name."""
+    application = box.yarn(f"cluster/apps/{notebook_sessions(box)[0]['appId']}")
+    driver = application["amHostHttpAddress"].split(":")[0]
+    (node,) = set(settings.CORE) - {driver}
+    box.wait(f"an executor on {node}", lambda: node_report(box, node)["numContainers"] > 0)
+    box.kill(node)
+    return node
+
+
+def take_s3_away(box: Box) -> None:
+    """Kill the bucket's server, and start it again some seconds later."""
+    box.kill("s3")
+    time.sleep(OUTAGE)
+    box.start_s3()
+    box.wait("S3", lambda: box.bucket.listing("stage/"))
+
+
+# --- Livy's sessions and YARN's nodes -------------------------------------------------------------
+
+
+def notebook_sessions(box: Box) -> list[dict]:
+    """Return Livy's sessions that sparkmagic asked for: they have no name."""
+    return [session for session in box.livy("sessions")["sessions"] if not session["name"]]
+
+
+def notebook_applications(box: Box, *states: str) -> list[dict]:
+    """Return YARN's applications of such sessions, the latest one last."""
+    found = [it for it in box.applications(*states) if it["name"].startswith("livy-session-")]
+    return sorted(found, key=lambda it: it["id"])
+
+
+def node_report(box: Box, node: str) -> dict:
+    """Return what YARN says of a node."""
+    (report,) = [it for it in box.yarn("cluster/nodes")["node"] if it["nodeHostName"] == node]
+    return report
+
+
+def leave_alone(box: Box) -> tuple[dict, dict]:
+    """Leave two sessions alone, one idle and one busy, until Livy ends one of them.
+
+    The idle one was asked for something later than the busy one: nothing but being busy keeps the
+    other from being ended first.
+
+    Returns
+    -------
+    idle, busy : dict
+        What YARN says of the application of the idle session, and Livy of the busy one, then.
+    """
+    busy, idle = (_ask_livy(box, "sessions", name=name, **IDLE)["id"] for name in ("busy", "idle"))
+    try:
+        for session in (busy, idle):
+            _await_state(box, session, "idle", touched=(busy, idle))
+        code = "import time; time.sleep(3600)"
+        _ask_livy(box, f"sessions/{busy}/statements", code=code)
+        _await_state(box, busy, "busy", touched=(idle,))
+        application = box.livy(f"sessions/{idle}")["appId"]
+        # Livy looks for such sessions every minute.
+        box.wait("the end of the idle session", lambda: idle not in _sessions(box), seconds=200)
+        spared = box.livy(f"sessions/{busy}")
+        return box.yarn(f"cluster/apps/{application}"), spared
+    finally:
+        for session in {busy, idle} & _sessions(box):
+            box.livy(f"sessions/{session}", "DELETE")
+
+
+def _sessions(box: Box) -> set[int]:
+    return {session["id"] for session in box.livy("sessions")["sessions"]}
+
+
+def _await_state(box: Box, session: int, state: str, touched: tuple[int, ...]) -> None:
+    """Wait for a state; sessions that are touched meanwhile do not time out."""
+
+    def reached() -> bool:
+        for one in touched:
+            box.livy(f"sessions/{one}/connect", "POST")
+        return box.livy(f"sessions/{session}")["state"] == state
+
+    box.wait(f"session {session} to be {state}", reached)
+
+
+def _ask_livy(box: Box, path: str, **body) -> dict:
+    """Post something to Livy; return its answer."""
+    url = f"http://{settings.PRIMARY}:{settings.LIVY_PORT}/{path}"
+    return json.loads(
+        box.check(f"curl --silent --show-error --fail --json {shlex.quote(json.dumps(body))} {url}")
+    )

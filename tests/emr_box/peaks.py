@@ -122,10 +122,12 @@ class Peaks:
         self._containers[found[0]].update(list(_resident(members)))
 
     def _limit(self, container: str, application: str, attempt: str) -> int:
-        """Return what YARN lets a container have; 0 if YARN does not answer, or knows it no more."""
+        """Return what YARN lets a container have; 0 if YARN does not say."""
         name = f"application{application}/appattempts/appattempt{application}_{attempt[1:]:0>6}"
         with contextlib.suppress(OSError):
-            for it in self._box.yarn(f"cluster/apps/{name}/containers"):
+            found = self._box.yarn(f"cluster/apps/{name}/containers")
+            # A list of one comes without its brackets.
+            for it in [found] if isinstance(found, dict) else found:
                 if it["containerId"] == container:
                     return int(it["allocatedMB"])
         return 0

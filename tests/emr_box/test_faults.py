@@ -1,0 +1,178 @@
+"""What a run does when sessions, drivers, nodes and the bucket go away in the middle of it."""
+
+import re
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from box import BUCKET
+from faults import (
+    copy_run,
+    end_session,
+    finished_batches,
+    kill_driver,
+    leave_alone,
+    lose_node,
+    node_report,
+    notebook_applications,
+    notebook_sessions,
+    paths,
+    strike,
+    take_s3_away,
+)
+from work import given, papermill, read_manifest, read_rows
+
+RUN, ANOTHER = f"s3://{BUCKET}/runs/faults", f"s3://{BUCKET}/runs/outage"
+BATCH = 10  # images in a micro-batch: many of them, each a moment to strike at
+LIVING = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")
+
+
+@pytest.fixture(scope="module")
+def alone(box):
+    """Future of `leave_alone`: Livy's patience takes two minutes, beside the other tests."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(leave_alone, box)
+
+
+@pytest.fixture(scope="module")
+def quick(box, data, tiny):
+    """Parameters of a run that is quick."""
+    box.bucket.put("weights/tiny.tflite", tiny.read_bytes())
+    weights = f"s3://{BUCKET}/weights/tiny.tflite"
+    return {"data": data, "weights": weights, "input_size": 32, "batch_size": BATCH}
+
+
+@pytest.fixture(scope="module")
+def step(box, quick):
+    """A function that runs one notebook as a step of the cluster does."""
+
+    def run(run_dir: str, notebook: str):
+        command = ["/opt/fruits/bin/fruits", "run", "--run-dir", run_dir, "--only", notebook]
+        command += ["--data", quick["data"]]
+        for name in quick.keys() - {"data"}:
+            command += ["-p", f"{name}={quick[name]}"]
+        return box.run(shlex.join(command))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def featurize(box, quick):
+    """A function that runs 02_featurize by papermill and the kernel PySpark."""
+
+    def run(run_dir: str):
+        return papermill(box, "02_featurize", run_dir, **given("02_featurize", **quick))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def loading(alone, step):
+    """Future of the step that writes the index."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(step, RUN, "01")
+
+
+@pytest.fixture(scope="module")
+def failed(loading, featurize):
+    """A notebook that fails for want of an index."""
+    return featurize(f"s3://{BUCKET}/runs/nothing")
+
+
+@pytest.fixture(scope="module")
+def indexed(loading, failed):
+    """Run folder with an index."""
+    assert loading.result().returncode == 0, loading.result().stderr
+    return RUN
+
+
+@pytest.fixture(scope="module")
+def deleted(box, indexed, featurize):
+    """A run whose Livy session is deleted."""
+    struck = strike(box, indexed, lambda: featurize(indexed), end_session)
+    await_idle(box)
+    return struck
+
+
+@pytest.fixture(scope="module")
+def killed(box, deleted, indexed, featurize):
+    """Its rerun, whose application master is killed."""
+    struck = strike(box, indexed, lambda: featurize(indexed), kill_driver)
+    await_idle(box)
+    return struck
+
+
+@pytest.fixture(scope="module")
+def lost(box, killed, alone, indexed, featurize):
+    """The rerun of that, which loses a node; no other session's driver is on it."""
+    alone.result()
+    return strike(box, indexed, lambda: featurize(indexed), lose_node)
+
+
+@pytest.fixture(scope="module")
+def outage(box, lost, indexed, step):
+    """A step on the same index that loses the bucket for a while."""
+    copy_run(box, f"{indexed}/index", f"{ANOTHER}/index")
+    box.bucket.put("runs/outage/manifest.json", box.bucket.get("runs/faults/manifest.json"))
+    return strike(box, ANOTHER, lambda: step(ANOTHER, "02"), take_s3_away)
+
+
+def await_idle(box):
+    box.wait("YARN to have no notebook", lambda: notebook_applications(box, *LIVING) == [])
+
+
+def test_a_failed_notebook_leaves_no_session(box, failed):
+    assert failed.returncode == 1
+    assert "run the notebook that writes index/ first" in failed.stderr
+    assert notebook_sessions(box) == []
+    await_idle(box)
+
+
+@pytest.mark.parametrize("name", ["deleted", "killed"])
+def test_a_lost_session_is_an_error_that_says_so(request, name):
+    answer = request.getfixturevalue(name).answer
+    assert answer.returncode == 1
+    assert re.search(
+        r"/sessions/\d+/statements/\d+ .*(Session isn't active|Session '\d+' not found)",
+        answer.stderr.strip().splitlines()[-1],
+    )
+
+
+def test_a_killed_driver_is_not_started_again(box, killed):
+    application = notebook_applications(box, "FAILED")[-1]["id"]
+    attempts = box.yarn(f"cluster/apps/{application}/appattempts")["appAttempt"]
+    assert len(attempts) == 1
+    assert notebook_sessions(box) == []
+
+
+def test_a_rerun_goes_on_after_the_batches_that_were_done(deleted, killed, lost):
+    assert 0 == deleted.before < deleted.batches <= killed.before < killed.batches <= lost.before
+
+
+def test_the_last_rerun_computes_what_was_missing_alone(box, killed, lost):
+    empty = [reason for _, reason in read_rows(box, RUN, "rejects", ["path", "reason"])].count(
+        "empty file"
+    )
+    missing = len(paths(box, RUN, "index")) - empty - BATCH * lost.before
+    assert read_manifest(box, RUN)["featurize"]["computed"] == missing
+
+
+@pytest.mark.parametrize("name", ["lost", "outage"])
+def test_a_run_outlasts_a_lost_node_and_an_outage(box, request, name):
+    struck = request.getfixturevalue(name)
+    assert struck.answer.returncode == 0, struck.answer.stderr
+    assert struck.batches < finished_batches(box, struck.run_dir)  # or it struck too late
+    assert paths(box, struck.run_dir, "features", "rejects") == paths(box, struck.run_dir, "index")
+
+
+def test_a_lost_node_comes_back(box, lost):
+    box.wait("YARN to miss the node", lambda: node_report(box, lost.fault)["state"] == "LOST")
+    box.start(lost.fault)
+    box.wait("the node again", lambda: node_report(box, lost.fault)["state"] == "RUNNING")
+    assert box.yarn("cluster/metrics")["activeNodes"] == 2
+
+
+def test_livy_ends_an_idle_session_but_not_a_busy_one(alone):
+    idle, busy = alone.result()
+    assert idle["state"] == "FINISHED"
+    assert busy["state"] == "busy"

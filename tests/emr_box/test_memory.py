@@ -1,0 +1,124 @@
+"""The memory of emr-config.json is what YARN enforces, and the notebooks stay below it."""
+
+import json
+
+import peaks as sampler
+import pytest
+from box import CLUSTER
+from settings import CORE
+
+from fruits_lib.emr.request import load_configurations
+
+GREEDY = """\
+import time
+from pyspark.sql import SparkSession
+
+def take(_):
+    kept = b"x" * (1200 << 20)
+    time.sleep(120)  # YARN looks every three seconds
+    return len(kept)
+
+spark = SparkSession.builder.appName("greedy").getOrCreate()
+spark.sparkContext.parallelize([0], 1).map(take).collect()
+"""
+# 896 MB: a heap of 512, and the least that Spark adds.
+SMALL = {
+    "spark.dynamicAllocation.enabled": "false",
+    "spark.executor.instances": "1",
+    "spark.executor.cores": "1",
+    "spark.executor.memory": "512m",
+    "spark.executor.memoryOverhead": "384m",
+    "spark.task.maxFailures": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def peaks(box):
+    yield from sampler.follow(box)
+
+
+@pytest.fixture(scope="session")
+def seen(peaks, amina):
+    """What was seen of containers until the notebooks of a person had run."""
+    amina[1].result()
+    return peaks.containers()
+
+
+@pytest.fixture(scope="session")
+def configured():
+    """spark-defaults of emr-config.json, for the box's nodes."""
+    (properties,) = (
+        it["Properties"]
+        for it in load_configurations(CLUSTER)
+        if it["Classification"] == "spark-defaults"
+    )
+    return properties
+
+
+def megabytes(configured: dict, name: str) -> int:
+    """Heap and overhead of a driver or executor."""
+    sizes = (configured[f"spark.{name}.{part}"] for part in ("memory", "memoryOverhead"))
+    return sum(int(size.removesuffix("m")) for size in sizes)
+
+
+def of_kind(containers: list[sampler.Container], kind: str) -> list[sampler.Container]:
+    found = [it for it in containers if it.kind == kind]
+    assert found, f"no container was a {kind}"
+    return found
+
+
+def node_setting(box, node: str, name: str) -> str:
+    """Return a setting as a NodeManager has it."""
+    url = f"http://{node}:8042/conf?name={name}"
+    answer = box.check(f"curl --silent --fail --header 'Accept: application/json' '{url}'")
+    return json.loads(answer)["property"]["value"]
+
+
+@pytest.mark.parametrize("node", CORE)
+def test_yarn_checks_real_memory_and_no_addresses(box, node):
+    names = ("pmem-check-enabled", "vmem-check-enabled", "resource.memory.enforced")
+    found = [node_setting(box, node, f"yarn.nodemanager.{name}") for name in names]
+    # With the last one true, Hadoop's default, YARN leaves the check to cgroups, if there are any.
+    assert found == ["true", "false", "false"]
+
+
+def test_every_container_stays_below_its_limit(seen):
+    assert of_kind(seen, sampler.EXECUTOR)
+    assert [it for it in seen if it.total_mb >= it.limit_mb] == []
+
+
+def test_executors_ran_python_beside_their_jvm(seen):
+    """Else nothing was measured."""
+    most = max(of_kind(seen, sampler.EXECUTOR), key=lambda it: it.python_mb)
+    assert most.jvm_mb > 0
+    assert most.total_mb > most.python_mb > most.worker_mb > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(sampler.DRIVER, "driver"), (sampler.EXECUTOR, "executor")]
+)
+def test_limits_are_those_of_the_configuration(seen, configured, kind, name):
+    limits = {it.limit_mb for it in of_kind(seen, kind)}
+    assert limits == {megabytes(configured, name)}
+
+
+def test_a_kernels_driver_has_the_configured_heap(seen, configured):
+    """EMR's own template of sparkmagic would ask for 1,000 MB."""
+    heaps = {f"{it.heap_mb}m" for it in of_kind(seen, sampler.DRIVER)}
+    assert heaps == {configured["spark.driver.memory"]}
+
+
+def test_a_kernels_executors_have_the_configured_heap_and_cores(seen, configured):
+    """EMR's own template of sparkmagic would ask for 2 cores."""
+    found = {(f"{it.heap_mb}m", str(it.cores)) for it in of_kind(seen, sampler.EXECUTOR)}
+    assert found == {(configured["spark.executor.memory"], configured["spark.executor.cores"])}
+
+
+def test_a_container_beyond_its_limit_is_killed(box):
+    """Last here, for `peaks` sees it too."""
+    box.put("/mnt/tmp/greedy.py", GREEDY)
+    conf = " ".join(f"--conf {key}={value}" for key, value in SMALL.items())
+    answer = box.run(f"/usr/lib/spark/bin/spark-submit {conf} /mnt/tmp/greedy.py")
+    assert answer.returncode != 0
+    assert "Container killed by YARN for exceeding physical memory limits" in answer.stdout
+    assert "of 896 MB physical memory used" in answer.stdout
