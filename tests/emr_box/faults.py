@@ -26,6 +26,7 @@ IDLE = {
     },
 }
 OUTAGE = 10  # seconds
+LIVING = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")  # applications of YARN's
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,12 @@ def leave_alone(box: Box) -> tuple[dict, dict]:
         # Livy looks for such sessions every minute.
         box.wait("the end of the idle session", lambda: idle not in _sessions(box), seconds=200)
         spared = box.livy(f"sessions/{busy}")
-        return box.yarn(f"cluster/apps/{application}"), spared
+
+        def report() -> dict:
+            return box.yarn(f"cluster/apps/{application}")
+
+        box.wait("the end of its application", lambda: report()["state"] not in LIVING)
+        return report(), spared
     finally:
         for session in {busy, idle} & _sessions(box):
             box.livy(f"sessions/{session}", "DELETE")

@@ -133,12 +133,6 @@ class Peaks:
         return 0
 
 
-def follow(box: Box) -> Iterator[Peaks]:
-    """The fixture `peaks`, to begin before the first notebook does."""
-    with Peaks(box) as peaks:
-        yield peaks
-
-
 def _sessions() -> dict[int, list[int]]:
     """Return the processes of this machine by the leader of their session.
 

@@ -61,6 +61,8 @@ DEFAULTS = {
         "yarn.nodemanager.resource.cpu-vcores": "4",
         "yarn.scheduler.minimum-allocation-mb": "32",
         "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "250",
+        # Else Hadoop 3.3 leaves the limit of real memory to cgroups, which are off (YARN-11967).
+        "yarn.nodemanager.resource.memory.enforced": "false",
         # A node that is dead is noticed after ten minutes on EMR.
         "yarn.resourcemanager.nm.liveness-monitor.expiry-interval-ms": "15000",
         "yarn.nm.liveness-monitor.expiry-interval-ms": "15000",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from box import BUCKET
 from faults import (
+    LIVING,
     copy_run,
     end_session,
     finished_batches,
@@ -23,8 +24,7 @@ from faults import (
 from work import given, papermill, read_manifest, read_rows
 
 RUN, ANOTHER = f"s3://{BUCKET}/runs/faults", f"s3://{BUCKET}/runs/outage"
-BATCH = 10  # images in a micro-batch: many of them, each a moment to strike at
-LIVING = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")
+BATCH = 20  # images in a micro-batch: several of them, each a moment to strike at
 
 
 @pytest.fixture(scope="module")

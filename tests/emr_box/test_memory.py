@@ -1,11 +1,13 @@
 """The memory of emr-config.json is what YARN enforces, and the notebooks stay below it."""
 
 import json
+import re
 
 import peaks as sampler
 import pytest
 from box import CLUSTER
 from settings import CORE
+from work import NOTEBOOKS, read_notebook
 
 from fruits_lib.emr.request import load_configurations
 
@@ -33,15 +35,18 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def peaks(box):
-    yield from sampler.follow(box)
-
-
-@pytest.fixture(scope="session")
 def seen(peaks, amina):
     """What was seen of containers until the notebooks of a person had run."""
     amina[1].result()
     return peaks.containers()
+
+
+@pytest.fixture(scope="session")
+def kernels(box, seen, amina):
+    """Those of this person's kernels: sparkmagic shows each one's application in the notebook."""
+    notebooks = [read_notebook(box, f"{amina[0]}/notebooks/{name}.ipynb") for name in NOTEBOOKS]
+    shown = set(re.findall(r"application_\d+_\d+", json.dumps(notebooks)))
+    return [it for it in seen if it.application in shown]
 
 
 @pytest.fixture(scope="session")
@@ -97,20 +102,20 @@ def test_executors_ran_python_beside_their_jvm(seen):
 @pytest.mark.parametrize(
     ("kind", "name"), [(sampler.DRIVER, "driver"), (sampler.EXECUTOR, "executor")]
 )
-def test_limits_are_those_of_the_configuration(seen, configured, kind, name):
-    limits = {it.limit_mb for it in of_kind(seen, kind)}
+def test_limits_are_those_of_the_configuration(kernels, configured, kind, name):
+    limits = {it.limit_mb for it in of_kind(kernels, kind)}
     assert limits == {megabytes(configured, name)}
 
 
-def test_a_kernels_driver_has_the_configured_heap(seen, configured):
+def test_a_kernels_driver_has_the_configured_heap(kernels, configured):
     """EMR's own template of sparkmagic would ask for 1,000 MB."""
-    heaps = {f"{it.heap_mb}m" for it in of_kind(seen, sampler.DRIVER)}
+    heaps = {f"{it.heap_mb}m" for it in of_kind(kernels, sampler.DRIVER)}
     assert heaps == {configured["spark.driver.memory"]}
 
 
-def test_a_kernels_executors_have_the_configured_heap_and_cores(seen, configured):
+def test_a_kernels_executors_have_the_configured_heap_and_cores(kernels, configured):
     """EMR's own template of sparkmagic would ask for 2 cores."""
-    found = {(f"{it.heap_mb}m", str(it.cores)) for it in of_kind(seen, sampler.EXECUTOR)}
+    found = {(f"{it.heap_mb}m", str(it.cores)) for it in of_kind(kernels, sampler.EXECUTOR)}
     assert found == {(configured["spark.executor.memory"], configured["spark.executor.cores"])}
 
 
