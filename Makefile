@@ -51,7 +51,7 @@ test-node: setup  ## Prove bootstrap.sh in a fresh root (as root; needs mmdebstr
 	$(BIN)/python -m pytest -rsP tests/node
 
 test-emr: setup  ## Prove the notebooks in EMR in a box: YARN, Livy, JupyterHub, a browser (as root)
-	$(BIN)/python -m pytest tests/emr_box
+	$(BIN)/python -m pytest --durations=12 tests/emr_box
 
 emr-box: setup  ## Start EMR in a box to play with, until Ctrl-C (as root)
 	@PYTHONPATH=tests $(BIN)/python tests/emr_box/play.py
