@@ -34,6 +34,7 @@ ENVIRONMENT = ROLE | {
     "JAVA_HOME": "/usr/lib/jvm/java",
     "HADOOP_CONF_DIR": "/etc/hadoop/conf",
     "SPARK_HOME": "/usr/lib/spark",
+    "SPARK_SUBMIT_OPTS": settings.QUICK_JVM,
     "LIVY_CONF_DIR": "/etc/livy/conf",
     "LIVY_LOG_DIR": "/var/log/livy",
     "LANG": "C.UTF-8",
@@ -67,6 +68,8 @@ class Box(Machine):
     parts : Parts
     folder : pathlib.Path
         Empty folder to work in; logs stay there.
+    backbone : pathlib.Path, optional
+        `.tflite` file to stage; else ImageNet's is exported, where it is to be had.
 
     Attributes
     ----------
@@ -74,8 +77,8 @@ class Box(Machine):
         What its start took, by part.
     """
 
-    def __init__(self, parts: Parts, folder: Path):
-        self.parts, self.folder = parts, folder
+    def __init__(self, parts: Parts, folder: Path, backbone: Path | None = None):
+        self.parts, self.folder, self.backbone = parts, folder, backbone
         for name in ("logs", "mount", "objects"):
             (folder / name).mkdir()
         self.seconds: dict[str, float] = {}
@@ -166,7 +169,7 @@ class Box(Machine):
         s3, arch = self.s3(), platform.machine()
         self.wait("S3", lambda: s3.list_buckets())
         s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
-        staging.stage(s3, CLUSTER, wheelhouse.build_wheel(self.folder))
+        staging.stage(s3, CLUSTER, wheelhouse.build_wheel(self.folder), self.backbone)
         wheelhouse.upload(s3, sorted(self.parts.wheels.iterdir()), CLUSTER.stage, arch)
 
     # --- services ---------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the tests of the box share: the box itself, its tunnel, and two people at work in it."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -17,22 +18,14 @@ from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
 
 from fruits_lib.backbones import check_backbone, export, imagenet_available
 from fruits_lib.connector import cache_folder
+from fruits_lib.emr import steps
 from fruits_lib.emr.request import build_request, load_configurations
+from fruits_lib.parameters import find_notebooks
 
 
 def pytest_collection_modifyitems(items):
     """Two people come first: amina works while jovyan does, and no fault is meant for them."""
     items.sort(key=lambda item: item.path.stem != "test_two_people")
-
-
-@pytest.fixture(scope="session")
-def box(tmp_path_factory):
-    """The box, started once."""
-    root = tmp_path_factory.mktemp("root")
-    found = parts.collect(cache_folder(), root)
-    with Box(found, tmp_path_factory.mktemp("box")) as running:
-        yield running
-    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +35,16 @@ def backbone(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "mobilenet.tflite"
     file.write_bytes(export(check_backbone("mobilenet_v2", weights)))
     return file
+
+
+@pytest.fixture(scope="session")
+def box(backbone, tmp_path_factory):
+    """The box, started once."""
+    root = tmp_path_factory.mktemp("root")
+    found = parts.collect(cache_folder(), root)
+    with Box(found, tmp_path_factory.mktemp("box"), backbone) as running:
+        yield running
+    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +162,22 @@ def plain(beginner):
     run_dir, photographs, future = beginner
     assert future.result().returncode == 0, future.result().stderr
     return run_dir, photographs
+
+
+@pytest.fixture(scope="session")
+def step(box, data):
+    """The first notebook as the step that `fruits emr run` adds: (answer, run folder)."""
+    run_dir = f"s3://{BUCKET}/runs/steps"
+    checked = steps.check_run(find_notebooks(), {"data": data, "run_dir": run_dir})
+    first = steps.requests(find_notebooks(), checked)[0]["HadoopJarStep"]
+    assert first["Jar"] == "command-runner.jar"  # which runs its arguments on the primary node
+    return box.run(shlex.join(first["Args"])), run_dir
+
+
+@pytest.fixture(scope="session")
+def failed(box):
+    """Papermill's answer of a notebook that fails: nothing has been computed for it."""
+    return papermill(box, "04_pca", f"s3://{BUCKET}/runs/empty")
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,11 @@
 """`fruits emr` against the box: its tunnel, its steps, and the history server behind both."""
 
 import json
-import shlex
 import ssl
 import urllib.request
 
-import pytest
 import settings
-from box import BUCKET
 from work import read_manifest
-
-from fruits_lib.emr import steps
-from fruits_lib.parameters import find_notebooks
-
-
-@pytest.fixture(scope="module")
-def step(box, data, weights):
-    """The first notebook as the step that `fruits emr run` adds, on the primary node."""
-    values = {"data": data, "run_dir": f"s3://{BUCKET}/runs/steps", "weights": weights}
-    checked = steps.check_run(find_notebooks(), values)
-    first = steps.requests(find_notebooks(), checked)[0]["HadoopJarStep"]
-    assert first["Jar"] == "command-runner.jar"
-    return box.run(shlex.join(first["Args"])), values["run_dir"]
 
 
 def test_a_step_of_the_cluster_runs_on_yarn(box, step):

@@ -16,7 +16,6 @@ from work import (
     NOTEBOOKS,
     code_cells,
     error,
-    papermill,
     pictures,
     read_manifest,
     read_notebook,
@@ -98,13 +97,12 @@ def test_injected_parameters_arrive(box, amina, plain):
     assert read_manifest(box, amina[0])["pick_k"]["variance"] == 0.8
 
 
-def test_a_failing_cell_fails_the_run_in_both_kernels(box, plain, tmp_path):
-    answer = papermill(box, "04_pca", f"s3://{BUCKET}/runs/empty")
+def test_a_failing_cell_fails_the_run_in_both_kernels(failed, plain, tmp_path):
     command = [FRUITS, "run", "--data", plain[1], "--run-dir", str(tmp_path / "empty")]
     here = subprocess.run([*command, "--only", "04"], capture_output=True, text=True)
     message = "spectrum/ is missing: run the notebook that writes spectrum/ first"
-    assert (answer.returncode, here.returncode) == (1, 1)
-    assert message in answer.stderr
+    assert (failed.returncode, here.returncode) == (1, 1)
+    assert message in failed.stderr
     assert message in here.stderr.splitlines()[-1]
 
 
