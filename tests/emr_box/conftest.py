@@ -1,5 +1,6 @@
 """What the tests of the box share: the box itself, its tunnel, and two people at work in it."""
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -12,10 +13,12 @@ import parts
 import pytest
 from box import BUCKET, CLUSTER, PASSWORDS, Box
 from browser import Person
+from machine import kept
 from peaks import Peaks
 from servers import KEY, REGION, await_port, free_port, s3_server
 from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
 
+from fruits_lib import backbones
 from fruits_lib.backbones import check_backbone, export, imagenet_available
 from fruits_lib.connector import cache_folder
 from fruits_lib.emr import steps
@@ -29,12 +32,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory):
+def backbone():
     """A .tflite of the real size: with ImageNet weights where they are to be had."""
-    weights = "imagenet" if imagenet_available() else "random"
-    file = tmp_path_factory.mktemp("weights") / "mobilenet.tflite"
-    file.write_bytes(export(check_backbone("mobilenet_v2", weights)))
-    return file
+
+    def make(path):
+        weights = "imagenet" if imagenet_available() else "random"
+        path.write_bytes(export(check_backbone("mobilenet_v2", weights)))
+
+    known = Path(backbones.__file__).read_bytes() + os.environ.get("KERAS_HOME", "").encode()
+    digest = hashlib.sha256(known).hexdigest()[:12]
+    return kept(cache_folder() / f"mobilenet_v2-{digest}.tflite", make)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +123,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def values(data, weights):
     """Parameters of the runs that are compared."""
-    return {"data": data, "weights": weights, "batch_size": 50, "variance": 0.8}
+    return {"data": data, "weights": weights, "variance": 0.8}
 
 
 @pytest.fixture(scope="session")
@@ -165,19 +172,29 @@ def plain(beginner):
 
 
 @pytest.fixture(scope="session")
-def step(box, data):
-    """The first notebook as the step that `fruits emr run` adds: (answer, run folder)."""
+def errands(box, data):
+    """Two things that take the cluster half a minute each, at once: futures."""
     run_dir = f"s3://{BUCKET}/runs/steps"
     checked = steps.check_run(find_notebooks(), {"data": data, "run_dir": run_dir})
     first = steps.requests(find_notebooks(), checked)[0]["HadoopJarStep"]
     assert first["Jar"] == "command-runner.jar"  # which runs its arguments on the primary node
-    return box.run(shlex.join(first["Args"])), run_dir
+    with ThreadPoolExecutor(2) as executor:
+        yield {
+            "step": executor.submit(box.run, shlex.join(first["Args"])),
+            "failed": executor.submit(papermill, box, "04_pca", f"s3://{BUCKET}/runs/empty"),
+        }
 
 
 @pytest.fixture(scope="session")
-def failed(box):
+def step(errands):
+    """The first notebook as the step that `fruits emr run` adds: (answer, run folder)."""
+    return errands["step"].result(), f"s3://{BUCKET}/runs/steps"
+
+
+@pytest.fixture(scope="session")
+def failed(errands):
     """Papermill's answer of a notebook that fails: nothing has been computed for it."""
-    return papermill(box, "04_pca", f"s3://{BUCKET}/runs/empty")
+    return errands["failed"].result()
 
 
 @pytest.fixture(scope="session")

@@ -38,33 +38,38 @@ class Struck:
     run_dir : str
     answer : subprocess.CompletedProcess
     before, batches : int
-        Micro-batches that were done when the work began, and when the fault had struck.
-    fault : object
-        What the fault returned.
+        Micro-batches that were done when the work began, and when the last fault had struck.
+    returned : list
+        What the faults returned.
     """
 
     run_dir: str
     answer: CompletedProcess
     before: int
     batches: int
-    fault: object
+    returned: list
 
 
 def strike(
-    box: Box, run_dir: str, work: Callable[[], CompletedProcess], fault: Callable[[Box], object]
+    box: Box,
+    run_dir: str,
+    work: Callable[[], CompletedProcess],
+    *faults: Callable[[Box], object],
 ) -> Struck:
-    """Do work that featurizes, and let a fault strike when one more micro-batch is done."""
-    before = finished_batches(box, run_dir)
+    """Do work that featurizes; let each fault strike when one more micro-batch is done."""
+    before = batches = finished_batches(box, run_dir)
+    returned = []
     with ThreadPoolExecutor(1) as executor:
         answer = executor.submit(work)
-        box.wait(
-            "another micro-batch",
-            lambda: answer.done() or finished_batches(box, run_dir) > before,
-            seconds=480,
-        )
-        assert not answer.done(), answer.result().stderr
-        returned = fault(box)
-        batches = finished_batches(box, run_dir)
+        for fault in faults:
+            box.wait(
+                "another micro-batch",
+                lambda done=batches: answer.done() or finished_batches(box, run_dir) > done,
+                seconds=480,
+            )
+            assert not answer.done(), answer.result().stderr
+            returned.append(fault(box))
+            batches = finished_batches(box, run_dir)
         return Struck(run_dir, answer.result(), before, batches, returned)
 
 
@@ -72,13 +77,6 @@ def finished_batches(box: Box, run_dir: str) -> int:
     """Return how many micro-batches are done, by the checkpoint of a run."""
     keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/checkpoint/commits/")
     return sum(key.rsplit("/", 1)[1].isdigit() for key in keys)
-
-
-def copy_run(box: Box, run_dir: str, target: str) -> None:
-    """Copy what a run folder holds to another."""
-    source, prefix = bucket_and_key(run_dir)[1], bucket_and_key(target)[1]
-    for key in box.bucket.listing(f"{source}/"):
-        box.bucket.put(prefix + key.removeprefix(source), box.bucket.get(key))
 
 
 def paths(box: Box, run_dir: str, *tables: str) -> list[str]:
