@@ -83,7 +83,7 @@ bench-s3: setup  ## Measure a run from and to a bucket on this machine (ARGS="..
 	@$(BIN)/python benchmarks/bucket.py $(ARGS)
 
 bench-emr: setup  ## Measure in EMR in a box: executors, starts, memory (ARGS="..." adds options)
-	@PYTHONPATH=tests:tests/emr_box $(BIN)/python benchmarks/emr_box.py $(ARGS)
+	@$(BIN)/python benchmarks/emr_box.py $(ARGS)
 
 notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
 	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \

@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -27,13 +26,14 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/emr_box")]
 import parts  # noqa: E402
 from box import BUCKET, CLUSTER, Box  # noqa: E402
 from peaks import DRIVER, EXECUTOR, MASTER, Container, Peaks  # noqa: E402
-from settings import HISTORY_PORT, LIVY_PORT, PRIMARY  # noqa: E402
+from settings import PRIMARY  # noqa: E402
 from work import papermill, read_manifest  # noqa: E402
 
 from fruits_lib.backbones import check_backbone, export, imagenet_available  # noqa: E402
 from fruits_lib.connector import cache_folder  # noqa: E402
 from fruits_lib.emr.request import executor_settings  # noqa: E402
 from fruits_lib.emr.spec import ClusterSpec  # noqa: E402
+from fruits_lib.emr.tunnel import HISTORY  # noqa: E402
 from fruits_lib.sample import render_sample  # noqa: E402
 
 SHARED = Path(os.environ.get("FRUITS_SHARED", ROOT.parent / "shared"))
@@ -160,7 +160,7 @@ def newest(box: Box) -> str:
 
 def first_task(box: Box, application: str) -> float:
     """Return when Spark launched its first task, by the history server."""
-    url = f"http://{PRIMARY}:{HISTORY_PORT}/api/v1/applications/{application}"
+    url = f"http://{PRIMARY}:{HISTORY}/api/v1/applications/{application}"
 
     def completed() -> bool:
         (attempt,) = json.loads(box.check(f"curl --silent {url}"))["attempts"]
@@ -183,13 +183,7 @@ def copy_prepared(box: Box, target: str) -> str:
 def session_start(box: Box) -> float:
     """Return the seconds from the request for a Livy session until it takes code."""
     began = time.monotonic()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{box._ports[LIVY_PORT]}/sessions",
-        b'{"kind": "pyspark"}',
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        path = f"sessions/{json.load(answer)['id']}"
+    path = f"sessions/{box.livy('sessions', 'POST', kind='pyspark')['id']}"
     box.wait("the session", lambda: box.livy(path)["state"] == "idle")
     seconds = time.monotonic() - began
     box.livy(path, "DELETE")

@@ -1,5 +1,6 @@
 """Machines of a cluster on this one: a Debian root in namespaces, a loopback of its own."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -131,7 +132,8 @@ def kill_all(process: subprocess.Popen) -> None:
     """End a process and all that it started, at once, as a power cut does."""
     started = psutil.Process(process.pid).children(recursive=True)
     for one in [*started, process]:
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
     assert not psutil.wait_procs(started, timeout=30)[1]
 

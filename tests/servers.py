@@ -47,6 +47,17 @@ def await_port(port: int, process: subprocess.Popen) -> None:
     raise RuntimeError(f"{process.args[0]} does not listen on port {port}")
 
 
+def client(endpoint: str, service: str = "s3"):
+    """Return a boto3 client of a server here, whatever the environment says."""
+    return boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
 @dataclass
 class S3Server:
     """A server of the S3 protocol in a process of its own.
@@ -98,13 +109,7 @@ class S3Server:
         self.process.wait()
 
     def client(self, endpoint: str | None = None):
-        return boto3.client(
-            "s3",
-            endpoint_url=endpoint or self.endpoint,
-            region_name=REGION,
-            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
-        )
+        return client(endpoint or self.endpoint)
 
 
 @contextlib.contextmanager

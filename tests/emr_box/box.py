@@ -1,6 +1,7 @@
 """EMR in a box: HDFS, YARN, Livy, S3, JupyterHub and sshd on one machine, in namespaces."""
 
 import contextlib
+import functools
 import json
 import platform
 import subprocess
@@ -9,19 +10,18 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import hub
-import psutil
 import pyspark
 import settings
-from machine import Machine
+from machine import Machine, kill_all
 from parts import Parts
-from servers import KEY, REGION, Bucket, await_port, free_port
-from services import SERVICES
+from servers import KEY, REGION, Bucket, await_port, client, free_port
+from services import HDFS_SHELL, SERVICES
 
 from fruits_lib.emr import request, staging, wheelhouse
 from fruits_lib.emr.prices import instance_type
 from fruits_lib.emr.spec import ClusterSpec
+from fruits_lib.session import LIVY_PORT
 
 BUCKET = "fruits"
 CLUSTER = ClusterSpec(f"s3://{BUCKET}/stage")  # two core nodes m5.xlarge, as `fruits emr create`
@@ -70,20 +70,14 @@ class Box(Machine):
         Empty folder to work in; logs stay there.
     backbone : pathlib.Path, optional
         `.tflite` file to stage; else ImageNet's is exported, where it is to be had.
-
-    Attributes
-    ----------
-    seconds : dict of str to float
-        What its start took, by part.
     """
 
     def __init__(self, parts: Parts, folder: Path, backbone: Path | None = None):
         self.parts, self.folder, self.backbone = parts, folder, backbone
         for name in ("logs", "mount", "objects"):
             (folder / name).mkdir()
-        self.seconds: dict[str, float] = {}
         self._ports = {
-            port: free_port() for port in (settings.S3_PORT, settings.LIVY_PORT, settings.YARN_PORT)
+            port: free_port() for port in (settings.S3_PORT, LIVY_PORT, settings.YARN_PORT)
         }
         self._services: dict[str, subprocess.Popen] = {}
         super().__init__(
@@ -104,25 +98,21 @@ class Box(Machine):
     # --- start ------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        with self._timed("files and ssh"):
-            self._write_files()
-            self._open_ssh()
+        self._write_files()
+        self._open_ssh()
         self.start_s3()
         for name in ("namenode", "datanode", "resourcemanager", *settings.CORE):
             self.start(name)
-        with self._timed("stage"):
-            self._stage()
-        with self._timed("bootstrap"):
-            print(self.check(f"bash /mnt/bootstrap.sh --stage {CLUSTER.stage}"))
-        with self._timed("daemons, after that"):
-            self.wait("HDFS", lambda: self._listens("namenode") and self._listens("datanode"))
-            self.start("livy")
-            self.wait("YARN", lambda: self.yarn("cluster/metrics")["activeNodes"] == 2)
-            self.check(f"{HDFS_SHELL} -mkdir -p {settings.EVENTS}")
-            self.start("history")
-            self.start("hub")
-            self.wait("Livy", lambda: self._listens("livy"))
-            self.check(hub.HUB_ANSWERS)
+        self._stage()
+        self.check(f"bash /mnt/bootstrap.sh --stage {CLUSTER.stage}")
+        self.wait("HDFS", lambda: self._listens("namenode") and self._listens("datanode"))
+        self.start("livy")
+        self.wait("YARN", lambda: self.yarn("cluster/metrics")["activeNodes"] == 2)
+        self.check(f"{HDFS_SHELL} -mkdir -p {settings.EVENTS}")
+        self.start("history")
+        self.start("hub")
+        self.wait("Livy", lambda: self._listens("livy"))
+        self.check(hub.HUB_ANSWERS)
 
     def _write_files(self) -> None:
         configurations = request.load_configurations(CLUSTER)
@@ -166,7 +156,7 @@ class Box(Machine):
 
     def _stage(self) -> None:
         """Write to the bucket what `fruits emr create` and `fruits emr wheelhouse` do."""
-        s3, arch = self.s3(), platform.machine()
+        s3, arch = self.bucket.client, platform.machine()
         self.wait("S3", lambda: s3.list_buckets())
         s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
         staging.stage(s3, CLUSTER, wheelhouse.build_wheel(self.folder), self.backbone)
@@ -194,7 +184,7 @@ class Box(Machine):
 
     def kill(self, name: str) -> None:
         """End a service and all that it started at once, as a power cut does."""
-        end(self._services.pop(name))
+        kill_all(self._services.pop(name))
 
     def _spawn(self, name: str, command: list) -> None:
         with open(self.folder / f"logs/{name}.log", "a") as log:
@@ -226,58 +216,32 @@ class Box(Machine):
             time.sleep(0.3)
         raise AssertionError(f"{what}: not so after {seconds} seconds, see {self.folder}/logs")
 
-    @contextlib.contextmanager
-    def _timed(self, what: str):
-        started = time.monotonic()
-        yield
-        self.seconds[what] = time.monotonic() - started
-
     # --- what is in it ----------------------------------------------------------------------------
 
-    def s3(self):
-        """Return a client of the bucket, seen from the host."""
-        return boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{self._ports[settings.S3_PORT]}",
-            region_name=REGION,
-            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
-        )
-
-    @property
+    @functools.cached_property
     def bucket(self) -> Bucket:
-        return Bucket(BUCKET, self.s3())
+        """The one bucket, seen from the host."""
+        return Bucket(BUCKET, client(f"http://127.0.0.1:{self._ports[settings.S3_PORT]}"))
 
     def yarn(self, path: str) -> dict:
         """Return an answer of the ResourceManager, such as `cluster/apps`, without its wrapper."""
-        (answer,) = self._get(settings.YARN_PORT, f"ws/v1/{path}").values()
+        (answer,) = self._ask(settings.YARN_PORT, f"ws/v1/{path}").values()
         return answer or {}
 
     def applications(self, *states: str) -> list[dict]:
         """Return YARN's applications in some states."""
         return self.yarn(f"cluster/apps?states={','.join(states)}").get("app", [])
 
-    def livy(self, path: str, method: str = "GET") -> dict:
+    def livy(self, path: str, method: str = "GET", **body) -> dict:
         """Return an answer of Livy, such as `sessions`."""
-        return self._get(settings.LIVY_PORT, path, method)
+        return self._ask(LIVY_PORT, path, method, **body)
 
-    def _get(self, port: int, path: str, method: str = "GET") -> dict:
-        url = f"http://127.0.0.1:{self._ports[port]}/{path}"
-        with urllib.request.urlopen(
-            urllib.request.Request(url, method=method), timeout=20
-        ) as answer:
+    def _ask(self, port: int, path: str, method: str = "GET", **body) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._ports[port]}/{path}",
+            json.dumps(body).encode() if body else None,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
-
-
-HDFS_SHELL = (
-    "java -cp '/etc/hadoop/conf:/mnt/hadoop/*' -XX:TieredStopAtLevel=1 org.apache.hadoop.fs.FsShell"
-)
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a service and all that it started; of a NodeManager, its containers too."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    for one in [*children, process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait()

@@ -8,14 +8,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import parts
 import pytest
 from box import BUCKET, CLUSTER, PASSWORDS, Box
 from browser import Person
 from machine import kept
 from peaks import Peaks
-from servers import KEY, REGION, await_port, free_port, s3_server
+from servers import REGION, await_port, client, free_port, s3_server
 from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
 
 from fruits_lib import backbones
@@ -82,13 +81,7 @@ def console(box, tmp_path_factory):
     with s3_server("moto", folder / "moto") as moto:
         environment = {**os.environ, **moto.environment}
         environment["PATH"] = f"{ssh.parent}:{environment['PATH']}"
-        emr = boto3.client(
-            "emr",
-            endpoint_url=moto.endpoint,
-            region_name=REGION,
-            aws_access_key_id=KEY["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEY["AWS_SECRET_ACCESS_KEY"],
-        )
+        emr = client(moto.endpoint, "emr")
         request = build_request(CLUSTER, load_configurations(CLUSTER))
         cluster = emr.run_job_flow(**request)["JobFlowId"]
         address = emr.describe_cluster(ClusterId=cluster)["Cluster"]["MasterPublicDnsName"]

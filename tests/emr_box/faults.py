@@ -1,7 +1,5 @@
 """What goes wrong on a cluster, at a moment that is known."""
 
-import json
-import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -154,12 +152,14 @@ def leave_alone(box: Box) -> tuple[dict, dict]:
     idle, busy : dict
         What YARN says of the application of the idle session, and Livy of the busy one, then.
     """
-    busy, idle = (_ask_livy(box, "sessions", name=name, **IDLE)["id"] for name in ("busy", "idle"))
+    busy, idle = (
+        box.livy("sessions", "POST", name=name, **IDLE)["id"] for name in ("busy", "idle")
+    )
     try:
         for session in (busy, idle):
             _await_state(box, session, "idle", touched=(busy, idle))
         code = "import time; time.sleep(3600)"
-        _ask_livy(box, f"sessions/{busy}/statements", code=code)
+        box.livy(f"sessions/{busy}/statements", "POST", code=code)
         _await_state(box, busy, "busy", touched=(idle,))
         application = box.livy(f"sessions/{idle}")["appId"]
         # Livy looks for such sessions every minute.
@@ -189,11 +189,3 @@ def _await_state(box: Box, session: int, state: str, touched: tuple[int, ...]) -
         return box.livy(f"sessions/{session}")["state"] == state
 
     box.wait(f"session {session} to be {state}", reached)
-
-
-def _ask_livy(box: Box, path: str, **body) -> dict:
-    """Post something to Livy; return its answer."""
-    url = f"http://{settings.PRIMARY}:{settings.LIVY_PORT}/{path}"
-    return json.loads(
-        box.check(f"curl --silent --show-error --fail --json {shlex.quote(json.dumps(body))} {url}")
-    )

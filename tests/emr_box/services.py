@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import hub
 import settings
 
-JVM = "exec java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xmx{}m"
+from fruits_lib import session
+from fruits_lib.emr import tunnel
+
+JVM = f"java -XX:+UseSerialGC {settings.QUICK_JVM} -Xmx{{}}m"
 # What Hadoop 3.3 and Livy 0.9 reach into, on Java 17.
 OPENS = " ".join(
     f"--add-opens=java.base/{package}=ALL-UNNAMED"
@@ -17,6 +20,7 @@ OPENS = " ".join(
 )
 HADOOP = f"{OPENS} -cp '/etc/hadoop/conf:/usr/lib/hadoop:/mnt/hadoop/*' "
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+HDFS_SHELL = f"{JVM.format(128)} {HADOOP} org.apache.hadoop.fs.FsShell"
 YARN = "org.apache.hadoop.yarn.server"
 LIVY = f"{OPENS} -cp '{settings.LIVY}/jars/*:/etc/livy/conf:/etc/hadoop/conf' "
 
@@ -42,24 +46,24 @@ class Service:
 
 SERVICES = {
     "namenode": Service(
-        f"{JVM.format(128).removeprefix('exec ')} {HADOOP} {NAMENODE} -format -nonInteractive; "
-        f"{JVM.format(256)} {HADOOP} {NAMENODE}",
+        f"{JVM.format(128)} {HADOOP} {NAMENODE} -format -nonInteractive; "
+        f"exec {JVM.format(256)} {HADOOP} {NAMENODE}",
         "hadoop",
         8020,
     ),
     "datanode": Service(
-        f"{JVM.format(256)} {HADOOP} org.apache.hadoop.hdfs.server.datanode.DataNode",
+        f"exec {JVM.format(256)} {HADOOP} org.apache.hadoop.hdfs.server.datanode.DataNode",
         "hadoop",
         9866,
     ),
     "resourcemanager": Service(
-        f"{JVM.format(384)} {HADOOP} {YARN}.resourcemanager.ResourceManager",
+        f"exec {JVM.format(384)} {HADOOP} {YARN}.resourcemanager.ResourceManager",
         "yarn",
         settings.YARN_PORT,
     ),
     **{
         node: Service(
-            f"{JVM.format(256)} -Dnode={node} {HADOOP} {YARN}.nodemanager.NodeManager",
+            f"exec {JVM.format(256)} -Dnode={node} {HADOOP} {YARN}.nodemanager.NodeManager",
             "yarn",
             8042,
             node,
@@ -67,12 +71,14 @@ SERVICES = {
         for node in settings.CORE
     },
     "livy": Service(
-        f"{JVM.format(384)} {LIVY} org.apache.livy.server.LivyServer", "livy", settings.LIVY_PORT
+        f"exec {JVM.format(384)} {LIVY} org.apache.livy.server.LivyServer",
+        "livy",
+        session.LIVY_PORT,
     ),
     "history": Service(
         "exec /usr/lib/spark/bin/spark-class org.apache.spark.deploy.history.HistoryServer",
         "hadoop",
-        settings.HISTORY_PORT,
+        tunnel.HISTORY,
     ),
-    "hub": Service(hub.START_HUB, "root", settings.HUB_PORT, "localhost"),
+    "hub": Service(hub.START_HUB, "root", tunnel.HUB, "localhost"),
 }

@@ -3,9 +3,12 @@
 import json
 from xml.sax.saxutils import escape
 
+from fruits_lib.emr.tunnel import HISTORY
+from fruits_lib.session import LIVY_PORT
+
 PRIMARY, CORE = "primary", ("core-1", "core-2")  # names of the one loopback's addresses
 ADDRESSES = {PRIMARY: "127.0.0.1", "core-1": "127.0.0.11", "core-2": "127.0.0.12"}
-S3_PORT, LIVY_PORT, HUB_PORT, HISTORY_PORT, YARN_PORT = 9000, 8998, 9443, 18080, 8088
+S3_PORT, YARN_PORT = 9000, 8088
 EVENTS = f"hdfs://{PRIMARY}:8020/var/log/spark/apps"
 # Every JVM here is there for minutes: compiling quickly, not well, is what counts.
 QUICK_JVM = "-XX:TieredStopAtLevel=1"
@@ -81,7 +84,7 @@ DEFAULTS = {
         "spark.eventLog.dir": EVENTS,
         "spark.history.fs.logDirectory": EVENTS,
         "spark.history.fs.update.interval": "2s",
-        "spark.yarn.historyServer.address": f"{PRIMARY}:{HISTORY_PORT}",
+        "spark.yarn.historyServer.address": f"{PRIMARY}:{HISTORY}",
         "spark.driver.extraJavaOptions": QUICK_JVM,
         "spark.executor.extraJavaOptions": QUICK_JVM,
         "spark.yarn.am.extraJavaOptions": QUICK_JVM,

@@ -88,12 +88,8 @@ def test_the_scores_are_the_same(box, amina, plain):
 
 def test_injected_parameters_arrive(box, amina, plain):
     amina[1].result()
-    for run_dir in (amina[0], plain[0]):
-        notebook = (
-            nbformat.read(f"{run_dir}/notebooks/03_pick_k.ipynb", as_version=4)
-            if run_dir == plain[0]
-            else read_notebook(box, f"{run_dir}/notebooks/03_pick_k.ipynb")
-        )
+    here = nbformat.read(f"{plain[0]}/notebooks/03_pick_k.ipynb", as_version=4)
+    for notebook in (here, read_notebook(box, f"{amina[0]}/notebooks/03_pick_k.ipynb")):
         assert "variance = 0.8" in "".join(cell.source for cell in notebook.cells)
     assert read_manifest(box, amina[0])["pick_k"]["variance"] == 0.8
 

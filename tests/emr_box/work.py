@@ -34,42 +34,28 @@ def given(notebook: str, **values) -> dict:
     return {name: value for name, value in values.items() if name in declared(path)}
 
 
-def papermill(
-    box: Box, notebook: str, run_dir: str, user: str = "amina", source: str = "", **values
-) -> subprocess.CompletedProcess:
-    """Run one notebook on the cluster from and to the bucket, by the kernel PySpark.
+def papermill(box: Box, notebook: str, run_dir: str, **values) -> subprocess.CompletedProcess:
+    """Run one staged notebook from and to the bucket, as amina, by the kernel PySpark.
 
     Parameters
     ----------
     box : Box
     notebook : str
         Such as `01_load`; its output goes to `run_dir`/notebooks.
-    run_dir, user : str
-    source : str
-        URI of the notebook; by default the one that `fruits emr create` staged.
+    run_dir : str
     **values
         Of parameters.
     """
-    return subprocess.run(
-        papermill_command(box, notebook, run_dir, user, source, **values),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-
-
-def papermill_command(
-    box: Box, notebook: str, run_dir: str, user: str = "amina", source: str = "", **values
-) -> list[str]:
-    """Return the command of `papermill`."""
     parameters = {"run_dir": run_dir, **values}
     pairs = (f"-p {name} {shlex.quote(str(value))}" for name, value in parameters.items())
-    script = PAPERMILL.format(
-        notebook=source or f"{CLUSTER.stage}/notebooks/{notebook}.ipynb",
-        output=f"{run_dir}/notebooks/{notebook}.ipynb",
-        parameters=" ".join(pairs),
+    return box.run(
+        PAPERMILL.format(
+            notebook=f"{CLUSTER.stage}/notebooks/{notebook}.ipynb",
+            output=f"{run_dir}/notebooks/{notebook}.ipynb",
+            parameters=" ".join(pairs),
+        ),
+        user="amina",
     )
-    return box.enter(script, user=user)
 
 
 def read_notebook(box: Box, uri: str) -> nbformat.NotebookNode:
@@ -103,12 +89,10 @@ class Visit:
         What the page said to a wrong password.
     notebooks : dict of str to NotebookNode
         As saved after Run All.
-    pictures : dict of str to pathlib.Path
     """
 
     refusal: str = ""
     notebooks: dict[str, nbformat.NotebookNode] = field(default_factory=dict)
-    pictures: dict[str, Path] = field(default_factory=dict)
 
 
 def in_the_browser(person: Person, run_dir: str, **values) -> Visit:
@@ -122,7 +106,7 @@ def in_the_browser(person: Person, run_dir: str, **values) -> Visit:
         source = person.read(path)["cells"][cell]["source"]
         person.type_into(cell, fill_in(source, given(name, run_dir=run_dir, **values)))
         notebook = person.run_all(path, PATIENCE)
-        visit.pictures[name] = person.take_picture(name)
+        person.take_picture(name)
         visit.notebooks[name] = nbformat.from_dict(notebook)
         person.shut_down(path)
     return visit
@@ -134,7 +118,7 @@ def fill_in(source: str, values: dict) -> str:
     for position, line in enumerate(lines):
         name, _, rest = line.partition(":")
         if name in values:
-            kind, _, comment = rest.partition("=")[0], None, line.partition("  #")[2]
+            kind, comment = rest.partition("=")[0], rest.partition("  #")[2]
             lines[position] = f"{name}:{kind}= {values[name]!r}  #{comment}"
     return "\n".join(lines)
 
