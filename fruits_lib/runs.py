@@ -98,6 +98,14 @@ class Run:
         return fs.exists(path)
 
     def read_bytes(self, name: str) -> bytes:
+        """Return the content of a file of this run.
+
+        Raises
+        ------
+        FruitsError
+            If the stage that writes it has not run.
+        """
+        self._require(name)
         return read_bytes(self.spark, self.path(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
@@ -111,11 +119,15 @@ class Run:
         FruitsError
             If the stage that writes it has not run.
         """
-        if not self.exists(name):
-            raise FruitsError(
-                f"{self.path(name)} is missing: run the notebook that writes {name}/ first"
-            )
+        self._require(name)
         return self.spark.read.parquet(self.path(name))
+
+    def _require(self, name: str) -> None:
+        if not self.exists(name):
+            part = name.partition("/")[0]
+            raise FruitsError(
+                f"{self.path(name)} is missing: run the notebook that writes {part} first"
+            )
 
     def manifest(self) -> dict:
         """Return what the stages recorded so far; a new run's manifest when there is none."""

@@ -38,7 +38,7 @@ def test_an_empty_file_is_kept(run):
 
 def test_a_missing_file_is_one_line(run):
     with pytest.raises(FruitsError, match=r"run 100%/absent does not exist: check the path$"):
-        run.read_bytes("absent")
+        read_bytes(run.spark, run.path("absent"))
 
 
 def test_exists_tells_files_and_folders_from_nothing(run):
@@ -104,10 +104,12 @@ def test_a_table_comes_back(run):
     assert run.read_table("numbers").count() == 5
 
 
-def test_a_missing_table_names_the_way_out(run):
-    message = r"/features is missing: run the notebook that writes features/ first$"
-    with pytest.raises(FruitsError, match=message):
+def test_a_missing_part_names_the_way_out(run):
+    way_out = "is missing: run the notebook that writes {} first$"
+    with pytest.raises(FruitsError, match="/features " + way_out.format("features")):
         run.read_table("features")
+    with pytest.raises(FruitsError, match="/spectrum.npz " + way_out.format("spectrum")):
+        run.read_bytes("spectrum/spectrum.npz")
 
 
 @pytest.mark.parametrize("uri", ["nope://bucket/run", "", "a:b/c"])

@@ -12,7 +12,7 @@ import parts
 import pytest
 from box import BUCKET, CLUSTER, PASSWORDS, Box
 from browser import Person
-from machine import kept
+from machine import kept, kill_all
 from peaks import Peaks
 from servers import REGION, await_port, client, free_port, s3_server
 from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
@@ -101,7 +101,7 @@ def tunnel(box, console):
             await_port(ports[0], process)
             yield ports
         finally:
-            process.send_signal(2)  # Ctrl-C
+            kill_all(process)  # not by Ctrl-C: what runs in the background may be deaf to it
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_injected_parameters_arrive(box, amina, plain):
 def test_a_failing_cell_fails_the_run_in_both_kernels(failed, plain, tmp_path):
     command = [FRUITS, "run", "--data", plain[1], "--run-dir", str(tmp_path / "empty")]
     here = subprocess.run([*command, "--only", "04"], capture_output=True, text=True)
-    message = "spectrum/components.npz does not exist: check the path"
+    message = "spectrum/components.npz is missing: run the notebook that writes spectrum first"
     assert (failed.returncode, here.returncode) == (1, 1)
     assert message in failed.stderr
     assert message in here.stderr.splitlines()[-1]
