@@ -39,7 +39,7 @@ demo: setup  ## Run the whole pipeline on the embedded sample
 	@$(BIN)/fruits demo
 
 test: lint  ## Lint, unit tests, notebooks from end to end, committed outputs compared
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
