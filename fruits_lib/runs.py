@@ -55,6 +55,10 @@ def read_bytes(spark: SparkSession, uri: str) -> bytes:
     fs, path = file_system(spark, uri)
     if not fs.exists(path):
         raise FruitsError(f"{path.toString()} does not exist: check the path")
+    return _content(spark, fs, path)
+
+
+def _content(spark: SparkSession, fs, path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         # Through a local file, not py4j: a backbone of 100 MB stays out of the JVM's heap.
@@ -106,7 +110,7 @@ class Run:
             If the stage that writes it has not run.
         """
         self._require(name)
-        return read_bytes(self.spark, self.path(name))
+        return _content(self.spark, *file_system(self.spark, self.path(name)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         write_bytes(self.spark, self.path(name), content)
