@@ -1,4 +1,4 @@
-"""What `fruits emr policies` grants to a cluster's nodes is enough for a run, and no more."""
+"""What infrastructure.yaml grants to a cluster's nodes is enough for a run, and no more."""
 
 import json
 import subprocess
@@ -7,20 +7,12 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
+from iam import stack
 
 from fruits_lib import aws
-from fruits_lib.emr.policies import documents
 
 FRUITS = Path(sys.executable).with_name("fruits")
-
-
-def over_tls(policy):
-    """The policy without its refusal of plain HTTP, which is what the test's server speaks."""
-    statements = [
-        entry for entry in policy["Statement"] if "aws:SecureTransport" not in json.dumps(entry)
-    ]
-    assert len(statements) == len(policy["Statement"]) - 1
-    return {**policy, "Statement": statements}
+pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 
 
 @pytest.fixture
@@ -28,17 +20,13 @@ def node(bucket, sample, monkeypatch):
     """The environment of a node: keys that may do what the node policy says."""
     for file in sorted(sample.glob("Training/*/1*.jpg")):
         bucket.put(f"photographs/{file.relative_to(sample).as_posix()}", file.read_bytes())
-    policy = documents(
-        stage=bucket.uri("fruits"),
-        data=bucket.uri("photographs"),
-        run=bucket.uri("runs"),
-        region="eu-west-1",
-        account="123456789012",
-    )["node"]
+    with stack.account():
+        made = stack.create(BucketName=bucket.name)
+    (inline,) = made.properties["NodeRole"]["Policies"]
     keys = aws.client("sts").assume_role(
         RoleArn="arn:aws:iam::123456789012:role/any",
         RoleSessionName="node",
-        Policy=json.dumps(over_tls(policy)),
+        Policy=json.dumps(inline["PolicyDocument"]),
     )["Credentials"]
     for name, value in {
         "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
