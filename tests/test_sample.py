@@ -1,115 +1,77 @@
-"""The embedded sample: the same bytes every time, every promised file, nothing else."""
+"""The embedded sample: the archive is what the script draws, and what is written is the archive."""
 
-import hashlib
 import io
-import socket
-import unicodedata
+import os
+import runpy
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fruits_lib import sample
 from fruits_lib.errors import FruitsError
 
+ROOT = Path(__file__).parents[1]
+LABELS = ["Apple Braeburn", "Cherry 1", "Grape Blue", "Lemon 100%", "Pêche blanche", "mango_ripe"]
+HIDDEN = "Test/Grape Blue/_hidden.jpg"
 BAD = {
     "Test/Grape Blue/truncated.jpg",
     "Training/Cherry 1/empty.jpg",
     "Training/mango_ripe/text.jpg",
 }
-HIDDEN = "Test/Grape Blue/_hidden.jpg"
-MODES = {  # form -> Pillow's format, mode, size
-    "jpeg": ("JPEG", "RGB", (100, 100)),
-    "jpeg grey": ("JPEG", "L", (100, 100)),
-    "jpeg cmyk": ("JPEG", "CMYK", (100, 100)),
-    "jpeg exif 6": ("JPEG", "RGB", (100, 100)),
-    "jpeg 320x240": ("JPEG", "RGB", (320, 240)),
-    "png alpha": ("PNG", "RGBA", (100, 100)),
-    "png palette": ("PNG", "P", (100, 100)),
-    "png 16-bit": ("PNG", "I;16", (100, 100)),
+FORMS = {  # Pillow's format, mode, size and EXIF orientation of all but plain JPEGs
+    "Training/Apple Braeburn/3_100.jpg": ("JPEG", "L", (100, 100), None),
+    "Training/Cherry 1/5_100.png": ("PNG", "RGBA", (100, 100), None),
+    "Training/Pêche blanche/6_100.jpg": ("JPEG", "RGB", (100, 100), 6),
+    "Training/mango_ripe/2_100.PNG": ("PNG", "P", (100, 100), None),
+    "Training/Lemon 100%/5_100.jpg": ("JPEG", "CMYK", (100, 100), None),
+    "Training/Grape Blue/2_100.png": ("PNG", "I;16", (100, 100), None),
+    "Test/Apple Braeburn/r_2_100.jpg": ("JPEG", "RGB", (320, 240), None),
+    "Test/Lemon 100%/r_3_100.JpEg": ("JPEG", "RGB", (100, 100), None),
 }
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """A folder with the sample, and what a socket would have been asked for while it was drawn."""
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", lambda *address: asked.append(address))
-        folder = tmp_path_factory.mktemp("sample")
-        count = sample.render_sample(folder)
-    return folder, count, asked
+def files():
+    return sample.files()
 
 
-@pytest.fixture(scope="module")
-def files(rendered):
-    folder, _, _ = rendered
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+def written(folder):
+    """Content by relative path, without the checksums and the marker of a staged sample."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".crc" and path.name != "_COMPLETE"
+    }
 
 
-def photographs(files):
-    return {name: data for name, data in files.items() if name not in BAD | {HIDDEN}}
+def test_the_archive_is_what_the_script_draws():
+    script = runpy.run_path(str(ROOT / "scripts/draw_sample.py"))
+    shipped = (ROOT / "fruits_lib/sample.zip").read_bytes()
+    assert script["archive"]() == shipped
+    assert len(shipped) < 500_000
 
 
-def rgb(data):
-    """Upright 8-bit RGB on white, as a person sees the file."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode == "I;16":
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), dtype=float)
-
-
-def test_the_same_bytes_again_and_nothing_written_twice(rendered, files):
-    folder, count, asked = rendered
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    damaged = folder / "Test/Cherry 1/r_0_100.jpg"
-    damaged.write_bytes(b"half a file")
-    assert sample.render_sample(folder) == count  # the second drawing
-    after = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name, data in files.items():
-        digest = hashlib.sha256(after[name].read_bytes()).hexdigest()
-        assert digest == hashlib.sha256(data).hexdigest(), name
-    touched = {p for p, when in before.items() if p.stat().st_mtime_ns != when}
-    assert touched == {damaged}
-    assert not asked
-
-
-def test_counts(rendered, files):
-    assert rendered[1] == len(files) == sample.GOOD + sample.REJECTS + sample.SKIPPED
-    assert set(files) >= BAD | {HIDDEN}
-    good = photographs(files)
-    assert len(good) == sample.GOOD == 120
-    assert len(BAD) == sample.REJECTS
-    assert [n for n in files if n.rpartition("/")[2].startswith(("_", "."))] == [HIDDEN]
+def test_counts(files):
+    good = {name: content for name, content in files.items() if name not in BAD | {HIDDEN}}
+    assert set(files) == set(good) | BAD | {HIDDEN}
+    assert (len(good), len(BAD), 1) == (sample.GOOD, sample.REJECTS, sample.SKIPPED)
+    assert len(set(good.values())) == len(good)  # no image twice
     per_folder = Counter(tuple(name.split("/")[:2]) for name in good)
-    assert per_folder == {(s, f): n for f in sample.FRUITS for s, n in sample.SPLITS.items()}
-    assert len(set(good.values())) == len(good)  # no photograph twice
-    assert sum(map(len, files.values())) < 1_000_000
+    expected = {"Training": 14, "Test": 6}
+    assert per_folder == {(split, label): expected[split] for split in expected for label in LABELS}
 
 
-def test_labels_exercise_names():
-    labels = list(sample.FRUITS)
-    assert labels == [
-        "Apple Braeburn", "Cherry 1", "Pêche blanche", "mango_ripe", "Lemon 100%", "Grape Blue",
-    ]  # fmt: skip
-    assert all(unicodedata.is_normalized("NFC", label) for label in labels)
-
-
-def test_every_photograph_decodes_in_its_promised_form(files):
-    forms = {prefix + suffix: form for prefix, (suffix, form) in sample.FORMATS.items()}
-    assert set(forms) <= set(files)
-    assert set(forms.values()) == set(MODES)
-    for name, data in photographs(files).items():
-        image = Image.open(io.BytesIO(data))
+def test_every_good_image_decodes_in_its_form(files):
+    assert set(FORMS) <= set(files)
+    for name in set(files) - BAD:
+        image = Image.open(io.BytesIO(files[name]))
         image.load()
-        form = forms.get(name, "jpeg")
-        assert (image.format, image.mode, image.size) == MODES[form], name
-        assert image.getexif().get(0x0112) == (6 if form == "jpeg exif 6" else None), name
-    assert {name.rpartition(".")[2] for name in files} == {"jpg", "JpEg", "png", "PNG"}
+        found = image.format, image.mode, image.size, image.getexif().get(0x0112)
+        assert found == FORMS.get(name, ("JPEG", "RGB", (100, 100), None)), name
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
@@ -118,46 +80,36 @@ def test_bad_files_do_not_decode(files, name):
         Image.open(io.BytesIO(files[name])).load()
 
 
-def test_hidden_file_is_a_good_photograph(files):
-    assert rgb(files[HIDDEN]).shape == (100, 100, 3)
+def test_only_what_is_missing_or_different_is_written(files, tmp_path):
+    assert sample.write_sample(tmp_path / "new/folder") == len(files)
+    assert written(tmp_path / "new/folder") == files
+    damaged = tmp_path / "new/folder/Test/Cherry 1/r_0_100.jpg"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    sample.write_sample(tmp_path / "new/folder")
+    assert {p for p, when in before.items() if p.stat().st_mtime_ns != when} == {damaged}
+    assert written(tmp_path / "new/folder") == files
 
 
-def test_the_fruit_fills_the_middle_and_the_ground_is_white(files):
-    for name, data in photographs(files).items():
-        pixels = rgb(data)
-        corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-        assert corners.min() >= 245, name
-        height, width = pixels.shape[:2]
-        assert pixels[height // 2, width // 2].min() < 240, name
+def test_names_are_right_in_the_c_locale(files, tmp_path):
+    code = "import sys; from fruits_lib.sample import write_sample; write_sample(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, env={"PATH": os.environ["PATH"], "LC_ALL": "C"}, cwd=ROOT, check=True)
+    assert written(tmp_path) == files
 
 
-def test_exif_photograph_is_upright_once_transposed(files):
-    name = "Training/Pêche blanche/6_100"
-    assert sample.FORMATS[name][1] == "jpeg exif 6"
-    fruit = sample.FRUITS["Pêche blanche"]
-    which = list(sample.FRUITS).index("Pêche blanche")
-    skin = sample._skin(fruit, np.random.default_rng(which))
-    drawn = rgb(sample._encode(sample._photograph(fruit, skin, [which, 0, 6], 6 / 14), "png alpha"))
-    stored = np.asarray(Image.open(io.BytesIO(files[name + ".jpg"])), dtype=float)
-    assert np.abs(rgb(files[name + ".jpg"]) - drawn).mean() < 3
-    assert np.abs(stored - drawn).mean() > 6
-
-
-def test_labels_differ_in_colour(files):
-    """The Training photograph nearest in mean colour gives each Test photograph's label."""
-    colours = {"Training": [], "Test": []}
-    for name, data in photographs(files).items():
-        pixels = rgb(data).reshape(-1, 3)
-        split, label, _ = name.split("/")
-        colours[split].append((label, pixels[pixels.min(axis=1) < 235].mean(axis=0)))
-    for label, colour in colours["Test"]:
-        nearest = min(colours["Training"], key=lambda known, c=colour: np.linalg.norm(known[1] - c))
-        assert nearest[0] == label
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "sample_files", lambda: iter([("Test/x/a.jpg", b"a")]))
-    (tmp_path / "taken").write_text("a file, no folder")
-    with pytest.raises(FruitsError, match="taken.*Not a directory.*name a folder") as caught:
-        sample.render_sample(tmp_path / "taken")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    with pytest.raises(FruitsError, match="taken.*Not a directory.*give a folder") as caught:
+        sample.write_sample(tmp_path / "taken")
     assert "\n" not in str(caught.value)
+
+
+def test_the_staged_sample_is_written_once(spark, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Path(sample.stage_sample(spark))
+    assert folder.is_relative_to(tmp_path)
+    assert written(folder) == files
+    (folder / HIDDEN).unlink()
+    assert sample.stage_sample(spark) == str(folder)
+    assert not (folder / HIDDEN).exists()
