@@ -16,13 +16,18 @@ from botocore.exceptions import (
 
 from fruits_lib.errors import FruitsError
 
-# The preflight's patience: a server that hangs is named within 20 seconds.
-IMPATIENT = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 2})
-
+# Resets, outages of half a minute, 503 SlowDown: botocore waits longer before each new attempt.
+RETRIES = Config(
+    connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 10}
+)
+# The same for a question asked before the work: a server that hangs is named in half a minute.
+FEW_RETRIES = Config(
+    connect_timeout=2, read_timeout=4, retries={"mode": "standard", "total_max_attempts": 5}
+)
 
 _EXPIRED = "the session has expired: log in again, for example `aws sso login`"
 _UNKNOWN_KEY = "the access key is not known there: check AWS_PROFILE and AWS_ENDPOINT_URL"
-_FORBIDDEN = "ask for the permissions that `fruits emr policies` prints"
+_FORBIDDEN = "ask for the permissions that infrastructure.yaml grants"
 WAYS_OUT = {
     "InvalidAccessKeyId": _UNKNOWN_KEY,
     "UnrecognizedClientException": _UNKNOWN_KEY,
@@ -42,20 +47,8 @@ def client(service: str, region: str = "", config: Config | None = None):
     """Return a boto3 client that follows the AWS conventions.
 
     Endpoint (`AWS_ENDPOINT_URL`), profile (`AWS_PROFILE`) and credentials come from the
-    environment, the shared configuration files or the instance, never from parameters.
-
-    Parameters
-    ----------
-    service : str
-        Such as `s3` or `emr`.
-    region : str
-        Empty: `AWS_REGION`, `AWS_DEFAULT_REGION` or the profile's.
-    config : botocore.config.Config, optional
-
-    Raises
-    ------
-    FruitsError
-        If the profile or the region is missing.
+    environment, the shared configuration files or the instance, never from parameters. An empty
+    region is that of `environment_region`. A missing profile or region is a FruitsError.
     """
     try:
         # A client of its own session: boto3's default one would be shared between threads.
@@ -77,13 +70,10 @@ def environment_region() -> str | None:
 def explain(error: Exception) -> str:
     """Return one line that says what AWS refused, and the way out where there is a known one."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return (
-            "AWS credentials are missing: set AWS_PROFILE, run `aws configure`, or give the "
-            "machine a role"
-        )
+        return "AWS credentials are missing: set AWS_PROFILE or give the machine a role"
     if isinstance(error, ProfileNotFound):
         profile = os.environ.get("AWS_PROFILE")
-        return f"AWS_PROFILE={profile} is no profile: see `aws configure list-profiles`"
+        return f"there is no AWS_PROFILE={profile}: see `aws configure list-profiles`"
     if isinstance(error, NoRegionError):
         return "the AWS region is missing: set AWS_REGION, for example eu-west-1"
     if isinstance(error, ClientError):

@@ -16,23 +16,16 @@ from fruits_lib.errors import FruitsError
 
 # Of the release that pip's pyspark 3.5.8 was built with, without what Spark brings already. Maven's
 # bundle of the whole AWS SDK would be 275 MB.
+SDK, VERSION = "com.amazonaws:aws-java-sdk", "1.12.262"
 JARS = {
     "org.apache.hadoop:hadoop-aws:3.3.4": (
         "53f9ae03c681a30a50aa17524bd9790ab596b28481858e54efd989a826ed3a4a"
     ),
-    "com.amazonaws:aws-java-sdk-core:1.12.262": (
-        "06fed99f929c389e168278c1b111aaf1afb270d07202fbbce92e73d1e4279678"
-    ),
-    "com.amazonaws:aws-java-sdk-s3:1.12.262": (
-        "a0cb7580178bc0d4d3558295a5bb890008478da8a6b3241989c71238b0ed3be5"
-    ),
-    "com.amazonaws:aws-java-sdk-sts:1.12.262": (
-        "659f48d8ebc02025c5042cc4b925f62610e81f334498f1b9e7a271ce20ecbcae"
-    ),
-    "com.amazonaws:aws-java-sdk-dynamodb:1.12.262": (
-        "7af4ba06d0d9b3c2ab435089caecd0567810d203aa285f7aa72861f1964d442e"
-    ),
-    "com.amazonaws:jmespath-java:1.12.262": (
+    f"{SDK}-core:{VERSION}": "06fed99f929c389e168278c1b111aaf1afb270d07202fbbce92e73d1e4279678",
+    f"{SDK}-s3:{VERSION}": "a0cb7580178bc0d4d3558295a5bb890008478da8a6b3241989c71238b0ed3be5",
+    f"{SDK}-sts:{VERSION}": "659f48d8ebc02025c5042cc4b925f62610e81f334498f1b9e7a271ce20ecbcae",
+    f"{SDK}-dynamodb:{VERSION}": "7af4ba06d0d9b3c2ab435089caecd0567810d203aa285f7aa72861f1964d442e",
+    f"com.amazonaws:jmespath-java:{VERSION}": (
         "9001ea993a45d82a2d3086edcbda8a40b4e012d049a70fbf071fd329c0fbd777"
     ),
 }
@@ -48,14 +41,9 @@ PATIENCE = 300  # seconds for 5 MB
 def s3a_settings() -> dict[str, str]:
     """Return the Spark settings that make `s3://` work on this machine.
 
-    Endpoint and region are those that boto3 would use; credentials stay where they are: the AWS SDK
-    finds them in the environment, the profile or the instance by itself. Only those of a single
-    sign-on, which it does not know, are put into the environment for it.
-
-    Raises
-    ------
-    FruitsError
-        If the jars cannot be had.
+    Endpoint and region are those that boto3 would use. The AWS SDK for Java finds credentials by
+    itself, in the environment, the profile or the instance; only those of a single sign-on, which
+    it does not know, are put into the environment. Raises FruitsError if the jars are missing.
     """
     hadoop = {
         "fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",  # as on EMR
@@ -74,27 +62,22 @@ def s3a_settings() -> dict[str, str]:
         }
     if region := aws.environment_region():
         hadoop["fs.s3a.endpoint.region"] = region
-    _pass_sign_on()
-    jars = ":".join(str(jar) for jar in fetch_jars())
-    return {f"spark.hadoop.{key}": value for key, value in hadoop.items()} | {
-        "spark.driver.extraClassPath": jars  # the executor's too, in local mode
-    }
-
-
-def _pass_sign_on() -> None:
     found = boto3.Session().get_credentials()
     if found and found.method in ("sso", "login"):
         keys = found.get_frozen_credentials()
         os.environ["AWS_ACCESS_KEY_ID"] = keys.access_key
         os.environ["AWS_SECRET_ACCESS_KEY"] = keys.secret_key
         os.environ["AWS_SESSION_TOKEN"] = keys.token
+    jars = ":".join(map(str, fetch_jars()))
+    return {f"spark.hadoop.{key}": value for key, value in hadoop.items()} | {
+        "spark.driver.extraClassPath": jars  # the executor's too, in local mode
+    }
 
 
 def fetch_jars() -> list[Path]:
     """Return the connector's jars, from the cache or else from Maven Central, checked by sha256.
 
-    Ivy, which comes with Spark, resolves them; the cache is `~/.cache/fruits/jars`, or `jars` in
-    the folder that `FRUITS_CACHE` names.
+    Ivy, which comes with Spark, fetches them into `jars` of `cache_folder()`.
 
     Raises
     ------
@@ -122,8 +105,7 @@ def cache_folder() -> Path:
 
 
 def _file_name(name: str) -> str:
-    _, artifact, version = name.split(":")
-    return f"{artifact}-{version}.jar"
+    return "-".join(name.split(":")[1:]) + ".jar"
 
 
 def _retrieve(cache: Path) -> None:
@@ -142,20 +124,18 @@ def _retrieve(cache: Path) -> None:
             reason = f"{answer.stdout}{answer.stderr}"
         except subprocess.TimeoutExpired:
             reason = f"no answer in {PATIENCE} seconds"
-        names = [_file_name(name) for name in JARS]
-        missing = [name for name in names if not Path(folder, name).is_file()]
-        if missing:
-            raise FruitsError(
-                f"{missing[0]}, which reads s3://, is not in {cache} and cannot be fetched from "
-                f"Maven Central ({_reason(reason)}): go online once, or copy the jars there "
-                "from a machine that has them"
-            )
-        for name in names:
+        for name in map(_file_name, JARS):
+            if not Path(folder, name).is_file():
+                raise FruitsError(
+                    f"{name}, which reads s3://, is not in {cache} and cannot be fetched from "
+                    f"Maven Central ({_reason(reason)}): go online once, or copy the jars there "
+                    "from a machine that has them"
+                )
             Path(folder, name).replace(cache / name)
 
 
 def _reason(text: str) -> str:
-    """Of Ivy's pages, the first download's failure."""
+    """Return the first failed download in Ivy's long output."""
     found = re.search(
         r"at url \S+ \((.+?)\)?$|(Host \S+ not found)|(module not found.+)", text, re.M
     )

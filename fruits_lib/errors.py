@@ -2,7 +2,7 @@
 
 
 class FruitsError(Exception):
-    """Something the user can mend. The message is one line: value, bound, way out."""
+    """Something the user can correct. The message is one line: value, bound, way out."""
 
     def _render_traceback_(self):
         """Show the line alone in a notebook (IPython calls this hook instead of a traceback)."""

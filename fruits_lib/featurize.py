@@ -1,18 +1,17 @@
-"""Run the backbone on every image once, and write features and rejects, resumably."""
+"""02: write features and rejects, exactly one row per image, also after a run was killed."""
 
 import io
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 from pyspark.sql.utils import StreamingQueryException
@@ -20,38 +19,22 @@ from tqdm import tqdm
 
 from fruits_lib.backbones import Backbone
 from fruits_lib.errors import FruitsError
-from fruits_lib.images import file_partitions, read_images
-from fruits_lib.inference import FEATURIZED, LARGEST_IMAGE, featurizer
 from fruits_lib.runs import Run
-from fruits_lib.session import ipython_shell, settings
-from fruits_lib.storage import is_s3
+from fruits_lib.session import file_partitions, images_per_batch, ipython_shell, settings
+from fruits_lib.udf import LARGEST_IMAGE
 
-IMAGES_PER_CORE = 2000  # in one micro-batch: long enough to hide its overhead, short to lose
 REJECTS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "reason")])
 
 
 @dataclass(frozen=True)
 class Featurized:
-    """What `featurize` did.
+    """What `write` did."""
 
-    Attributes
-    ----------
-    images, features, rejects : int
-        Indexed images, and what the run folder holds of them now.
-    computed : int
-        Images that this call ran through the decoder and the backbone.
-    width : int
-        Features per image.
-    seconds : float
-        Wall time of this call.
-    """
-
-    images: int
-    features: int
+    images: int  # in the index
+    features: int  # rows that the run folder now holds
     rejects: int
-    computed: int
-    width: int
-    seconds: float
+    computed: int  # images that this call ran through the decoder and the backbone
+    width: int  # features per image
 
     def __str__(self) -> str:
         return (
@@ -60,31 +43,32 @@ class Featurized:
         )
 
 
-def featurize(
+def write(
     run: Run,
-    backbone: Backbone,
+    featurized: DataFrame,
+    network: Backbone,
     max_pixels: int = 50_000_000,
     max_reject_ratio: float = 0.05,
     batch_size: int = 0,
 ) -> Featurized:
-    """Compute features of the indexed images that have none yet.
+    """Run a featurizing stream to its end and write `features/` and `rejects/`.
 
-    A Structured Streaming query with a checkpoint in the run folder takes new images in
-    micro-batches. Each batch replaces its own `features/batch_id=N` (path, label, split, features:
-    float array of `backbone.width`, weights_sha256) and `rejects/batch_id=N` (path, label, split,
-    reason), so that a killed run resumes with exactly one row per image.
+    A checkpoint in the run folder knows which images are done. Each micro-batch replaces its own
+    `features/batch_id=N` (path, label, split, features: float array of `network.width`,
+    weights_sha256) and `rejects/batch_id=N` (path, label, split, reason), so that a run that was
+    killed resumes with exactly one row per image.
 
     Parameters
     ----------
     run : Run
-    backbone : Backbone
-    max_pixels : int
-        Images with more pixels become rejects.
+    featurized : DataFrame
+        `load.new_images(run).mapInArrow(udf.featurizer(...), udf.SCHEMA)`.
+    network : Backbone
+    max_pixels, batch_size : int
+        What the featurizer and `load.new_images` were given, for the manifest and the progress.
     max_reject_ratio : float
         Share of rejects among all images, from 0 to 1, above which the run fails. What was
         computed stays.
-    batch_size : int
-        Images per micro-batch; 0 takes 2,000 per core.
 
     Raises
     ------
@@ -97,34 +81,40 @@ def featurize(
     images = run.read_table("index").count()
     if run.exists("features") and not run.exists("checkpoint"):
         raise FruitsError(
-            f"{run.path('checkpoint')} is gone, so nobody knows which images features/ holds: "
+            f"{run.path('checkpoint')} is gone, the only record of which images are done: "
             "give another run_dir, or remove features/ and rejects/"
         )
     _reject_empty_files(run)
-    done = count_rows(run)
-    data = run.manifest()["load"]["data"]
-    size = batch_size or IMAGES_PER_CORE * run.spark.sparkContext.defaultParallelism
-    model = run.spark.sparkContext.broadcast(backbone.content)
-    try:
-        writer = _BatchWriter(
-            run, backbone, featurizer(model, backbone.spec.input_size, max_pixels)
+    done = sum(_count_rows(run).values())
+    batch_size = images_per_batch(run.spark, batch_size)
+    writer = _BatchWriter(run, network.sha256)
+    watched = sys.stderr.isatty() or ipython_shell() is not None
+    # An image is large where a row is small: few per Arrow batch, or Python workers need gigabytes.
+    few = settings(run.spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
+    # A stream reads its settings some time after its start, so they last until its end.
+    with few, file_partitions(run.spark):
+        query = (
+            featurized.writeStream.trigger(availableNow=True)
+            .option("checkpointLocation", run.path("checkpoint"))
+            .foreachBatch(writer)
+            .start()
         )
-        with _small_tasks(run.spark):
-            query = _start_query(run, data, size, writer)
-            _await(query, _Progress(run, images, sum(done.values()), size, writer))
-    finally:
-        model.destroy()
-    now = count_rows(run)
-    result = Featurized(
-        images,
-        now["features"],
-        now["rejects"],
-        writer.computed,
-        backbone.width,
-        time.monotonic() - started,
+        with tqdm(total=images, initial=done, unit=" images", disable=not watched, ncols=90) as bar:
+            _await(query, lambda: _show(bar, writer, batch_size))
+    rows = _count_rows(run)
+    result = Featurized(images, **rows, computed=writer.computed, width=network.width)
+    run.record(
+        "featurize",
+        **asdict(network.spec),
+        weights_sha256=network.sha256,
+        max_pixels=max_pixels,
+        max_reject_ratio=max_reject_ratio,
+        width=network.width,
+        **rows,
+        computed=writer.computed,
+        seconds=round(time.monotonic() - started, 1),  # without the export of the backbone
     )
-    _record(run, backbone, result, max_pixels, max_reject_ratio)
-    found = result.features + result.rejects
+    found = sum(rows.values())
     if found != images:
         raise FruitsError(
             f"{run.uri} has features or rejects of {found} images, where its index has {images}: "
@@ -134,13 +124,13 @@ def featurize(
     if ratio > max_reject_ratio:
         raise FruitsError(
             f"{result.rejects} of {images} images were rejected, {ratio:.1%}, more than "
-            f"max_reject_ratio={max_reject_ratio}: look at rejects/, mend the images or raise it"
+            f"max_reject_ratio={max_reject_ratio}: look at rejects/, repair the images or raise it"
         )
     return result
 
 
 def check_featurize(max_pixels: int, max_reject_ratio: float, batch_size: int = 0) -> None:
-    """Raise FruitsError, in one line, if a parameter of `featurize` is out of its bounds."""
+    """Raise FruitsError, in one line, if a parameter of 02_featurize is out of its bounds."""
     if not 1 <= max_pixels <= LARGEST_IMAGE:
         raise FruitsError(
             f"max_pixels={max_pixels} is outside 1 to {LARGEST_IMAGE}: choose one inside"
@@ -153,9 +143,8 @@ def check_featurize(max_pixels: int, max_reject_ratio: float, batch_size: int = 
         raise FruitsError(f"batch_size={batch_size} is below 0: choose 0 for 2,000 images per core")
 
 
-def count_rows(run: Run) -> dict[str, int]:
-    """Return how many rows `features` and `rejects` hold."""
-    # With a schema, for a run killed in its first batch leaves no file to take it from.
+def _count_rows(run: Run) -> dict[str, int]:
+    # With a schema, because a run killed in its first batch leaves no file to infer it from.
     reader = run.spark.read.schema("path string")
     return {
         name: reader.parquet(run.path(name)).count() if run.exists(name) else 0
@@ -165,70 +154,18 @@ def count_rows(run: Run) -> dict[str, int]:
 
 def reject_reasons(run: Run) -> pd.DataFrame:
     """Return the rejected images, by path: path (below the data folder), reason."""
-    data = run.manifest()["load"]["data"]
     table = run.read_table("rejects").select("path", "reason").orderBy("path").toPandas()
-    return table.assign(path=table["path"].str.removeprefix(data + "/"))
+    return table.assign(path=table["path"].str.removeprefix(run.data + "/"))
 
 
-def _record(run, backbone: Backbone, result: Featurized, max_pixels: int, max_reject_ratio: float):
-    spec = backbone.spec
-    run.record(
-        "featurize",
-        backbone=spec.backbone,
-        weights=spec.weights,
-        weights_sha256=backbone.sha256,
-        input_size=spec.input_size,
-        pooling=spec.pooling,
-        seed=spec.seed,
-        max_pixels=max_pixels,
-        max_reject_ratio=max_reject_ratio,
-        width=backbone.width,
-        features=result.features,
-        rejects=result.rejects,
-        computed=result.computed,
-        seconds=round(result.seconds, 1),
-    )
-
-
-def _start_query(run: Run, data: str, batch_size: int, write) -> StreamingQuery:
-    """Start a stream over the images that its checkpoint has not seen."""
-    new_images = read_images(
-        run.spark,
-        data,
-        stream=True,
-        maxFilesPerTrigger=batch_size,
-        # Spark would skip images a week older than the newest one.
-        maxFileAge="36500d",
-    )
-    columns = ["path", "label", "split"]
-    if not is_s3(data):  # from a bucket, the workers fetch the content themselves: quicker
-        columns.append("content")
-    return (
-        new_images.select(*columns)
-        .writeStream.trigger(availableNow=True)
-        .option("checkpointLocation", run.path("checkpoint"))
-        .foreachBatch(write)
-        .start()
-    )
-
-
-@contextmanager
-def _small_tasks(spark: SparkSession) -> Iterator[None]:
-    """Settings to run the stream under: it takes them some time after its start."""
-    # An image is large where a row is small: few per Arrow batch, or Python workers need gigabytes.
-    few = settings(spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
-    with few, file_partitions(spark):
-        yield
-
-
-def _await(query: StreamingQuery, progress: "_Progress") -> None:
+def _await(query: StreamingQuery, show: Callable[[], None]) -> None:
     try:
-        with progress:
-            while not query.awaitTermination(1):
-                progress.show()
+        while not query.awaitTermination(1):
+            show()
+        show()
     except StreamingQueryException as error:
-        # Python's and Java's stack traces, one within the other: the last cause says most, but for
-        # the socket on which a worker that was killed fell silent.
+        # The text nests stack traces of Python and Java. The last cause says most, unless that is
+        # the socket of a worker that was killed.
         causes = re.findall(
             r"(?m)^(?:Caused by: )?(?:\w+\.)*((?!Socket)\w+(?:Error|Exception): \S.*)", str(error)
         )
@@ -241,7 +178,7 @@ def _await(query: StreamingQuery, progress: "_Progress") -> None:
 
 
 def _reject_empty_files(run: Run) -> None:
-    """Spark's file sources never show an empty file; the index does."""
+    """Reject the empty files of the index: Spark's file sources skip them."""
     empty = run.read_table("index").filter("length = 0").select("path", "label", "split").collect()
     _write_rejects(run, -1, [{**row.asDict(), "reason": "empty file"} for row in empty])
 
@@ -253,12 +190,11 @@ def _write_rejects(run: Run, batch_id: int, rejects: list[dict]) -> None:
 
 
 class _BatchWriter:
-    """Writes one micro-batch: one pass of the network, features by Spark, rejects beside them."""
+    """Writes one micro-batch in one pass of the network: Spark features, the driver rejects."""
 
-    def __init__(self, run: Run, backbone: Backbone, run_backbone):
+    def __init__(self, run: Run, sha256: str):
         self.run = run
-        self.sha256 = backbone.sha256
-        self.run_backbone = run_backbone
+        self.sha256 = sha256
         self.computed = 0
         self.busy = False
 
@@ -268,8 +204,7 @@ class _BatchWriter:
         # Observed while the features are written: a second action would run the network again.
         observed = Observation(f"batch {batch_id}")
         (
-            batch.mapInArrow(self.run_backbone, FEATURIZED)
-            .observe(
+            batch.observe(
                 observed,
                 F.count("*").alias("images"),
                 F.to_json(F.collect_list(rejected)).alias("rejects"),
@@ -279,7 +214,7 @@ class _BatchWriter:
                 "path", "label", "split", "features", F.lit(self.sha256).alias("weights_sha256")
             )
             .write.mode("overwrite")
-            # Features hardly repeat: a dictionary of them is only built to be thrown away.
+            # Features hardly repeat: a dictionary of them would be built and thrown away.
             .option("parquet.enable.dictionary#features.list.element", "false")
             .parquet(self.run.path(f"features/batch_id={batch_id}"))
         )
@@ -288,32 +223,15 @@ class _BatchWriter:
         self.busy = False
 
 
-class _Progress:
-    """Shows images done, total, rate and time left, where somebody watches.
-
-    Spark counts the tasks of the batch at hand; its images are guessed from them.
-    """
-
-    def __init__(self, run: Run, total: int, before: int, batch_size: int, writer: _BatchWriter):
-        self.tracker = run.spark.sparkContext.statusTracker()
-        self.before = before
-        self.batch_size = batch_size
-        self.writer = writer
-        watched = sys.stderr.isatty() or ipython_shell() is not None
-        self.bar = tqdm(total=total, initial=before, unit=" images", disable=not watched, ncols=90)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_) -> None:
-        self.show()
-        self.bar.close()
-
-    def show(self) -> None:
-        done = self.before + self.writer.computed
-        if self.writer.busy:
-            stages = [self.tracker.getStageInfo(id) for id in self.tracker.getActiveStageIds()]
-            tasks = sum(stage.numTasks for stage in stages if stage)
-            finished = sum(stage.numCompletedTasks for stage in stages if stage)
-            done += int(min(self.batch_size, self.bar.total - done) * finished / max(tasks, 1))
-        self.bar.update(done - self.bar.n)
+def _show(bar: tqdm, writer: _BatchWriter, batch_size: int) -> None:
+    """Show the images done; those of the current batch are estimated from Spark's tasks."""
+    if bar.disable:
+        return
+    done = bar.initial + writer.computed
+    if writer.busy:
+        tracker = writer.run.spark.sparkContext.statusTracker()
+        stages = [tracker.getStageInfo(id) for id in tracker.getActiveStageIds()]
+        tasks = sum(stage.numTasks for stage in stages if stage)
+        finished = sum(stage.numCompletedTasks for stage in stages if stage)
+        done += int(min(batch_size, bar.total - done) * finished / max(tasks, 1))
+    bar.update(done - bar.n)

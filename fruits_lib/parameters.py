@@ -1,9 +1,9 @@
-"""The notebooks' parameters: what they declare, and a check of values before anything runs."""
+"""The notebooks' parameters: what their cells declare, and a check before anything runs."""
 
 import ast
 import difflib
-import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -11,7 +11,8 @@ import yaml
 from fruits_lib.backbones import check_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
-from fruits_lib.reduction import check_choice
+from fruits_lib.reduce import check_choice
+from fruits_lib.storage import local_path
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 CHECKS = {
@@ -22,13 +23,7 @@ CHECKS = {
 
 
 def find_notebooks() -> list[Path]:
-    """Return the notebooks in order: those of the checkout, or of the installed wheel.
-
-    Raises
-    ------
-    FruitsError
-        If there are none.
-    """
+    """Return the notebooks in order: those of the checkout, or of the installed wheel."""
     folders = [Path(__file__).parents[1] / "notebooks", Path(sys.prefix, "share/fruits/notebooks")]
     for folder in folders:
         if notebooks := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
@@ -43,14 +38,23 @@ def declared(notebook: Path) -> dict[str, dict]:
     return papermill.inspect_notebook(notebook)
 
 
-def check(notebooks: list[Path], given: dict) -> dict:
-    """Return the given values, each in the type that the notebooks declare, paths made absolute.
+def check(notebook: str, namespace: Mapping[str, object]) -> dict:
+    """Return a notebook's own parameters, taken from its `globals()`, after checking them.
 
-    Parameters
-    ----------
-    notebooks : list of pathlib.Path
-    given : dict
-        Values by name; text is turned into the declared type.
+    Raises
+    ------
+    FruitsError
+        If a value has another type than the parameters cell declares, or is out of its bounds.
+    """
+    (path,) = (path for path in find_notebooks() if path.stem == notebook)
+    known = declared(path)
+    values = {name: _checked(name, namespace[name], entry) for name, entry in known.items()}
+    _check_bounds(values)
+    return values
+
+
+def check_given(notebooks: Iterable[Path], given: Mapping[str, object]) -> dict:
+    """Return the values given to a whole run, text converted to the types that notebooks declare.
 
     Raises
     ------
@@ -66,67 +70,61 @@ def check(notebooks: list[Path], given: dict) -> dict:
                 f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
             )
             raise FruitsError(f"parameter {name} is unknown: {way_out}")
-    values = {name: _typed(name, value, known[name]) for name, value in given.items()}
+    values = {
+        name: _checked(name, _converted(value, known[name]), known[name])
+        for name, value in given.items()
+    }
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
-    for check_values, names in CHECKS.items():
-        check_values(**{name: {**defaults, **values}[name] for name in names})
-    for name in {"data", "run_dir", "weights"} & values.keys():
-        values[name] = _absolute(values[name], keep=name == "weights")
-    if not _is_uri(values["data"]) and not os.path.isdir(values["data"]):
-        raise FruitsError(f"data={values['data']} is no folder: give one that holds images")
+    _check_bounds({**defaults, **values})
+    folder = local_path(values["data"])
+    if folder and not folder.is_dir():
+        raise FruitsError(f"data={values['data']} is not a folder: give one that holds images")
     return values
 
 
-def _typed(name: str, value, entry: dict):
+def _check_bounds(values: dict) -> None:
+    for check_values, names in CHECKS.items():
+        if values.keys() >= set(names):
+            check_values(**{name: values[name] for name in names})
+
+
+def _checked(name: str, value, entry: dict):
     kind = TYPES[entry["inferred_type_name"]]
-    convert = _boolean if kind is bool else kind
-    if isinstance(value, str) or (kind is float and type(value) is int):
-        try:
-            return convert(value)
-        except ValueError:
-            pass
-    elif type(value) is kind:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise FruitsError(
+            f"{name}={value!r} is not of type {kind.__name__}: {entry['help'] or 'give another'}"
+        )
+    return value
+
+
+def _converted(value, entry: dict):
+    kind = TYPES[entry["inferred_type_name"]]
+    if not isinstance(value, str) or kind is str:
         return value
-    raise FruitsError(f"{name}={value!r} is no {kind.__name__}: {entry['help'] or 'give another'}")
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def _absolute(path: str, keep: bool) -> str:
-    """A notebook does not run where the command was typed. `keep`: a name may be no path at all."""
-    path = path.removeprefix("file:").replace("///", "/", 1)
-    if _is_uri(path) or (keep and not os.path.exists(path)):
-        return path
-    return os.path.abspath(path)
-
-
-def _is_uri(path: str) -> bool:
-    return "://" in path
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        return kind(value)
+    except ValueError:
+        return value
 
 
 def given(pairs: tuple[str, ...], file: str | None) -> dict:
     """Return what `-p NAME=VALUE` and `-f FILE` give, by name; `-p` wins."""
-    return {**_from_yaml(file), **dict(_pair(pair) for pair in pairs)}
+    for pair in pairs:
+        if "=" not in pair:
+            raise FruitsError(f"-p {pair} has no =: write -p name=value")
+    return {**(_from_yaml(file) if file else {}), **dict(pair.split("=", 1) for pair in pairs)}
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise FruitsError(f"-p {text} has no =: write -p name=value")
-    return name, value
-
-
-def _from_yaml(file: str | None) -> dict:
-    if file is None:
-        return {}
+def _from_yaml(file: str) -> dict:
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise FruitsError(f"{file} is no YAML ({str(error).splitlines()[0]}): mend it") from None
+        line = str(error).splitlines()[0]
+        raise FruitsError(f"{file} is not valid YAML ({line}): correct it") from None
     if not isinstance(values, dict):
         raise FruitsError(f"{file} holds no names: write one `name: value` a line")
     return values

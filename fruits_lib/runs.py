@@ -1,19 +1,24 @@
 """The run folder: small files on any Hadoop file system, and the manifest."""
 
+import io
 import json
+import os
 import platform
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 
 import fruits_lib
+from fruits_lib import storage
 from fruits_lib.errors import FruitsError
-from fruits_lib.storage import is_s3
 
 PACKAGES = ("pyspark", "numpy", "pandas", "pyarrow", "pillow", "ai-edge-litert", "tensorflow-cpu")
 
@@ -27,15 +32,15 @@ def file_system(spark: SparkSession, uri: str):
     Raises
     ------
     FruitsError
-        If it is no path, or no connector serves the URI's scheme.
+        If it is not a path, or no connector serves the URI's scheme.
     """
     try:
-        path = spark._jvm.org.apache.hadoop.fs.Path(uri)
+        path = spark._jvm.org.apache.hadoop.fs.Path(os.path.expanduser(uri))
         fs = path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
     except Exception as error:
         reason = str(getattr(error, "java_exception", error)).splitlines()[0]
         way_out = "check the path, its scheme and connector"
-        if is_s3(uri):  # Java reads its class path once
+        if storage.is_s3(uri):  # Java reads its class path once
             way_out = (
                 "this Spark started without a connector for S3, restart the kernel; if SPARK_HOME "
                 "or PYSPARK_SUBMIT_ARGS sets it up, name one there"
@@ -45,13 +50,7 @@ def file_system(spark: SparkSession, uri: str):
 
 
 def read_bytes(spark: SparkSession, uri: str) -> bytes:
-    """Return the content of one file on any Hadoop file system.
-
-    Raises
-    ------
-    FruitsError
-        If there is no such file.
-    """
+    """Return the content of one file on any Hadoop file system, or raise FruitsError."""
     fs, path = file_system(spark, uri)
     if not fs.exists(path):
         raise FruitsError(f"{path.toString()} does not exist: check the path")
@@ -68,6 +67,9 @@ def _content(spark: SparkSession, fs, path) -> bytes:
 
 def write_bytes(spark: SparkSession, uri: str, content: bytes) -> None:
     """Write one file on any Hadoop file system, in place of what was there."""
+    if storage.is_s3(uri):  # Hadoop's connector would not set the content type
+        storage.write_bytes(uri, content)
+        return
     fs, path = file_system(spark, uri)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
@@ -81,17 +83,13 @@ def _local(spark: SparkSession, path: Path):
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
-
-    Attributes
-    ----------
-    spark : SparkSession
-    uri : str
-        Qualified URI of the folder, without a slash at its end.
-    """
+    """One run folder; `open_run` makes it."""
 
     spark: SparkSession
-    uri: str
+    uri: str  # qualified, without a slash at its end
+    data: str = ""  # the same of the photographs; empty before 01_load has run
+    # When the notebook opened the run: a stage's seconds count from there.
+    opened: float = field(default_factory=time.monotonic, compare=False)
 
     def path(self, name: str) -> str:
         """Return the URI of a file or folder of this run."""
@@ -102,31 +100,32 @@ class Run:
         return fs.exists(path)
 
     def read_bytes(self, name: str) -> bytes:
-        """Return the content of a file of this run.
-
-        Raises
-        ------
-        FruitsError
-            If the stage that writes it has not run.
-        """
-        self._require(name)
+        """Return the content of a file of this run; see `require`."""
+        self.require(name)
         return _content(self.spark, *file_system(self.spark, self.path(name)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file of this run, in place of what was there."""
         write_bytes(self.spark, self.path(name), content)
 
-    def read_table(self, name: str) -> DataFrame:
-        """Return a Parquet folder of this run.
+    def read_npz(self, name: str) -> dict:
+        """Return the arrays and scalars of a NumPy archive of this run, by name."""
+        with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as archive:
+            return {key: a.item() if a.ndim == 0 else a for key, a in archive.items()}
 
-        Raises
-        ------
-        FruitsError
-            If the stage that writes it has not run.
-        """
-        self._require(name)
+    def write_npz(self, name: str, values: dict) -> None:
+        """Write a NumPy archive of this run; values that are None are left out."""
+        file = io.BytesIO()
+        np.savez(file, **{key: value for key, value in values.items() if value is not None})
+        self.write_bytes(name, file.getvalue())
+
+    def read_table(self, name: str) -> DataFrame:
+        """Return a Parquet folder of this run; see `require`."""
+        self.require(name)
         return self.spark.read.parquet(self.path(name))
 
-    def _require(self, name: str) -> None:
+    def require(self, name: str) -> None:
+        """Raise FruitsError if the stage that writes this file or folder has not run."""
         if not self.exists(name):
             part = name.partition("/")[0]
             raise FruitsError(
@@ -140,26 +139,37 @@ class Run:
         return json.loads(self.read_bytes("manifest.json"))
 
     def record(self, stage: str, **entries) -> None:
-        """Write what a stage did (parameters, counts, seconds) and where it ran to the manifest."""
+        """Write what a stage did (parameters, counts), its seconds, and where it ran."""
         manifest = self.manifest()
         manifest["environment"] = environment(self.spark)
-        manifest[stage] = {**entries, "finished": _now()}
+        seconds = round(time.monotonic() - self.opened, 1)
+        manifest[stage] = {"seconds": seconds, **entries, "finished": _now()}
         self.write_bytes(
             "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode()
         )
 
 
-def open_run(spark: SparkSession, run_dir: str = "") -> Run:
+def open_run(spark: SparkSession, run_dir: str = "", data: str = "") -> Run:
     """Return the run in a folder of any Hadoop file system; it need not exist yet.
 
-    Parameters
-    ----------
-    spark : SparkSession
-    run_dir : str
-        Path or URI. Empty: a folder of the user's among the temporary files, for the sample.
+    Here, and nowhere else, a notebook's folders, paths or URIs, become qualified URIs. An empty
+    `run_dir` is a temporary folder of the user's, an empty `data` the one that 01_load recorded.
     """
-    _, path = file_system(spark, run_dir or f"{scratch_folder(spark)}/run")
-    return Run(spark, path.toString())
+    run = Run(spark, _qualified(spark, run_dir or f"{scratch_folder(spark)}/run"))
+    recorded = "" if data else run.manifest().get("load", {}).get("data", "")
+    return replace(run, data=_qualified(spark, data) if data else recorded)
+
+
+def _qualified(spark: SparkSession, uri: str) -> str:
+    return file_system(spark, uri)[1].toString().rstrip("/")
+
+
+def read_manifest(run_dir: str) -> dict:
+    """Return a run's manifest where no Spark is running; an empty one if there is none."""
+    try:
+        return json.loads(storage.read_text(f"{run_dir.rstrip('/')}/manifest.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def scratch_folder(spark: SparkSession) -> str:
@@ -187,22 +197,14 @@ def environment(spark: SparkSession) -> dict:
 
 def git_commit() -> str | None:
     """Return the commit that this code was checked out from, or None outside a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "-q", "HEAD"],
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "-q", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from servers import REGION, Bucket, need, s3_server
 from fruits_lib import connector, session
 from fruits_lib.backbones import check_backbone, export
 from fruits_lib.errors import FruitsError
-from fruits_lib.sample import render_sample
+from fruits_lib.sample import write_sample
 
 
 def pytest_addoption(parser):
@@ -56,7 +56,7 @@ def spark(request, missing_connector):
             for name, value in server.environment.items():
                 patch.setenv(name, value)
             bucket = request.getfixturevalue("new_bucket")()
-            running = session.start_session("fruits tests", run_dir=bucket.uri("run"))
+            running = session.start_session("fruits tests", {"run_dir": bucket.uri("run")})
     yield running
     running.stop()
 
@@ -86,7 +86,7 @@ def bucket(new_bucket, server, monkeypatch):
 def sample(tmp_path_factory):
     """The embedded sample; tests that change it work on a copy."""
     folder = tmp_path_factory.mktemp("sample")
-    render_sample(folder)
+    write_sample(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from servers import need
 
-from fruits_lib.emr.wheelhouse import NODE_LOCK, build_wheelhouse
+from fruits_lib.emr.staging import NODE_LOCK, build_wheelhouse
 from fruits_lib.errors import FruitsError
 
 MACHINE_SH = Path(__file__).with_name("machine.sh")
@@ -153,7 +153,7 @@ def kept(target: Path, make) -> Path:
 
 
 def node_wheels(cache: Path) -> Path:
-    """Return the wheelhouse of this machine's architecture, as `fruits emr wheelhouse` makes it."""
+    """Return the wheelhouse of this machine's architecture, as `fruits emr create` stages it."""
     arch, lock = platform.machine(), hashlib.sha256(NODE_LOCK.read_bytes()).hexdigest()[:12]
     try:
         return kept(cache / f"node-wheels-{arch}-{lock}", lambda path: build_wheelhouse(path, arch))

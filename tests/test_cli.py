@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from fruits_lib import cli, parameters
-from fruits_lib.sample import GOOD, REJECTS, SKIPPED, render_sample
+from fruits_lib.errors import FruitsError
+from fruits_lib.sample import GOOD, REJECTS, SKIPPED, write_sample
 
 FRUITS = Path(sys.executable).with_name("fruits")
 QUICK = ["-p", "weights=random", "-p", "input_size=64"]
@@ -31,7 +32,7 @@ def manifest(run_dir):
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "photo graphs 100%"
-    render_sample(folder)
+    write_sample(folder)
     return folder
 
 
@@ -60,7 +61,7 @@ class TestAWholeRun:
 
     def test_says_what_it_came_to(self, finished):
         lines = finished[1].stdout
-        for name in ("images in", "features out", "rejects", "k raw", "k standardised"):
+        for name in ("images in", "features out", "rejects", "k raw", "k standardized"):
             assert f"\n{name} " in lines
         for name in ("checks passed", "wall time", "report"):
             assert f"\n{name} " in lines
@@ -195,9 +196,9 @@ class TestErrorsBeforeAnythingStarts:
         [
             (["-p", "varience=0.9"], ["varience", "did you mean variance?"]),
             (["-p", "colour=red"], ["colour", "known are"]),
-            (["-p", "k=many"], ["k='many' is no int"]),
-            (["-p", "variance=high"], ["variance='high' is no float"]),
-            (["-p", "standardize=yes"], ["standardize='yes' is no bool"]),
+            (["-p", "k=many"], ["k='many' is not of type int"]),
+            (["-p", "variance=high"], ["variance='high' is not of type float"]),
+            (["-p", "standardize=yes"], ["standardize='yes' is not of type bool"]),
             (["-p", "variance=1.5"], ["variance=1.5", "outside 0 to 1"]),
             (["-p", "variance=0"], ["variance=0", "outside 0 to 1"]),
             (["-p", "k=-3"], ["k=-3", "below 0"]),
@@ -210,7 +211,7 @@ class TestErrorsBeforeAnythingStarts:
             (["-p", "batch_size=-1"], ["batch_size=-1"]),
             (["-p", "seed=-1"], ["seed=-1"]),
             (["-p", "variance"], ["variance has no ="]),
-            (["--from", "07"], ["07 is no notebook", "01_load"]),
+            (["--from", "07"], ["07 is not a notebook", "01_load"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
     )
@@ -223,11 +224,11 @@ class TestErrorsBeforeAnythingStarts:
     def test_missing_data(self, tmp_path):
         run_dir = tmp_path / "run"
         command = ["run", "--data", str(tmp_path / "nope"), "--run-dir", str(run_dir)]
-        self.check(CliRunner().invoke(cli.main, command), ["nope is no folder"], run_dir)
+        self.check(CliRunner().invoke(cli.main, command), ["nope is not a folder"], run_dir)
 
     @pytest.mark.parametrize(
         ("text", "words"),
-        [("k: [1", "is no YAML"), ("- k", "holds no names"), ("kay: 3", "kay is unknown")],
+        [("k: [1", "is not valid YAML"), ("- k", "holds no names"), ("kay: 3", "kay is unknown")],
     )
     def test_bad_file(self, text, words, tmp_path):
         run_dir, file = tmp_path / "run", tmp_path / "p.yaml"
@@ -252,7 +253,7 @@ def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "run_notebooks", lambda given, *_: taken.update(given))
     command = ["run", "--data", str(tmp_path), "--run-dir", "x", "-f", str(file), "-p", "k=9"]
     assert CliRunner().invoke(cli.main, command).exit_code == 0
-    values = parameters.check(parameters.find_notebooks(), taken)
+    values = parameters.check_given(parameters.find_notebooks(), taken)
     assert values["k"] == 9
     assert values["variance"] == 1.0
     assert isinstance(values["variance"], float)
@@ -260,22 +261,19 @@ def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
     assert values["weights"] == "imagenet"
 
 
-def test_relative_paths_become_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    notebooks = parameters.find_notebooks()
-    values = parameters.check(notebooks, {"data": "photos", "run_dir": "run"})
-    assert values == {"data": str(tmp_path / "photos"), "run_dir": str(tmp_path / "run")}
-
-
-def test_uris_stay_as_they_are():
-    notebooks = parameters.find_notebooks()
-    given = {
-        "data": "s3://bucket/photos",
-        "run_dir": "hdfs://name/run",
-        "weights": "s3://b/w.tflite",
-    }
-    assert parameters.check(notebooks, given) == given
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"standardize": "false"}, "standardize='false' is not of type bool"),
+        ({"k": None}, "k=None is not of type int"),
+        ({"run_dir": 2026}, "run_dir=2026 is not of type str"),
+        ({"variance": 1.5}, "variance=1.5 is outside 0 to 1"),
+    ],
+)
+def test_a_notebook_checks_its_own_parameters(values, message):
+    declared = {"run_dir": "", "variance": 0.9, "k": 0, "standardize": False}
+    with pytest.raises(FruitsError, match=f"^{message}"):
+        parameters.check("03_pick_k", {**declared, **values})
 
 
 @pytest.mark.slow
@@ -292,7 +290,7 @@ def test_export_of_missing_weights_is_one_line(tmp_path):
     answer = CliRunner().invoke(cli.main, command)
     assert answer.exit_code == 1
     assert answer.stderr == (
-        "fruits: weights=nowhere.h5 is no file: give one that lies on this machine\n"
+        "fruits: weights=nowhere.h5 is not a file on this machine: give one that is\n"
     )
 
 

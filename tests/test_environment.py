@@ -1,5 +1,6 @@
-"""The requirements, the lock, environment.yml and the running interpreter are one environment."""
+"""Requirements, lock, pyproject.toml, environment.yml and the interpreter are one environment."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,13 @@ def locked():
     return lock
 
 
+@pytest.fixture(scope="module")
+def runtime():
+    """What `pip install` of the wheel asks for, by name."""
+    declared = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in declared}
+
+
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -70,6 +79,28 @@ def test_lock_satisfies_requirements(required, locked):
         if name not in locked or not requirement.specifier.contains(locked[name][0])
     ]
     assert unmet == []
+
+
+def test_runtime_ranges_admit_the_locked_versions(runtime, locked):
+    outside = [
+        f"{requirement}, locked {locked[name][0]}"
+        for name, requirement in runtime.items()
+        if not requirement.specifier.contains(locked[name][0])
+    ]
+    assert outside == []
+
+
+def test_runtime_ranges_name_every_package_that_the_library_imports(runtime):
+    distributions = importlib.metadata.packages_distributions()
+    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "fruits_lib").rglob("*.py")]
+    imports = [node for tree in trees for node in ast.walk(tree)]
+    modules = {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
+    modules |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
+    tops = {module.partition(".")[0] for module in modules}
+    needed = {canonicalize_name(name) for top in tops for name in distributions.get(top, [])}
+    assert {"numpy", "pyspark"} <= needed  # or the search found nothing
+    brought = {"botocore", "ipython"}  # by boto3, by ipykernel
+    assert needed - set(runtime) - brought == {"fruits-lib"}
 
 
 def test_every_locked_package_has_a_hash(locked):

@@ -9,16 +9,16 @@ import pandas as pd
 import pyarrow.dataset
 import pytest
 from PIL import Image
+from pipeline import write_features, write_index
 
 from fruits_lib import featurize as stage
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
-from fruits_lib.featurize import check_featurize, featurize
-from fruits_lib.images import build_index
-from fruits_lib.inference import decode_image, open_backbone
+from fruits_lib.featurize import check_featurize
 from fruits_lib.runs import open_run
 from fruits_lib.sample import GOOD, REJECTS
 from fruits_lib.session import settings
+from fruits_lib.udf import decode_image, featurizer, open_backbone
 
 REASONS = {
     "Test/Grape Blue/truncated.jpg": "damaged image: image file is truncated",
@@ -45,16 +45,15 @@ def rows(run, name):
 def start(spark, folder, data, tiny):
     """Return a run whose index is written, and its backbone."""
     run = open_run(spark, str(folder))
-    build_index(run, str(data))
-    return run, export_backbone(run, weights=str(tiny), input_size=32)
+    write_index(run, data)
+    return open_run(spark, run.uri), export_backbone(run, weights=str(tiny), input_size=32)
 
 
 def spied(log):
     """Return a `featurizer` whose workers note every image, every batch, and what they import."""
-    real = stage.featurizer
 
-    def featurizer(*arguments):
-        run_backbone = real(*arguments)
+    def spying(*arguments):
+        run_backbone = featurizer(*arguments)
 
         def note(batches):
             import sys
@@ -68,7 +67,7 @@ def spied(log):
 
         return lambda batches: run_backbone(note(batches))
 
-    return featurizer
+    return spying
 
 
 def noted(log, what):
@@ -81,9 +80,7 @@ def done(spark, sample, tiny, tmp_path_factory):
     """The sample, featurized in three batches: (run, backbone, result, log of the workers)."""
     folder = tmp_path_factory.mktemp("done 100% é")
     run, backbone = start(spark, folder / "run", sample, tiny)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "featurizer", spied(folder / "log"))
-        result = featurize(run, backbone, batch_size=50)
+    result = write_features(run, backbone, batch_size=50, featurizer=spied(folder / "log"))
     return run, backbone, result, folder / "log"
 
 
@@ -177,8 +174,8 @@ def test_workers_get_few_images_at_a_time(spark, tiny, tmp_path, monkeypatch):
     run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
     one_task = {"spark.sql.files.openCostInBytes": "0", "spark.sql.files.minPartitionNum": "1"}
     monkeypatch.setattr(stage, "file_partitions", lambda spark: settings(spark, one_task))
-    monkeypatch.setattr(stage, "featurizer", spied(tmp_path / "log"))
-    assert featurize(run, backbone).features == 150
+    result = write_features(run, backbone, featurizer=spied(tmp_path / "log"))
+    assert result.features == 150
     assert noted(tmp_path / "log", "batch") == ["64", "64", "22"]
 
 
@@ -195,7 +192,7 @@ def test_each_reject_has_a_reason(done):
 
 def test_too_large_an_image_is_a_reject(few):
     run, backbone, _ = few
-    result = featurize(run, backbone, max_pixels=63, max_reject_ratio=1)
+    result = write_features(run, backbone, max_pixels=63, max_reject_ratio=1)
     assert (result.features, result.rejects) == (0, 6)
     assert set(stage.reject_reasons(run)["reason"]) == {"64 pixels, more than max_pixels=63"}
 
@@ -204,9 +201,9 @@ def test_too_many_rejects_fail_the_run_and_keep_what_was_computed(spark, sample,
     run, backbone = start(spark, tmp_path / "run", sample / "Training", tiny)
     message = r"^2 of 86 images were rejected, 2\.3%, more than max_reject_ratio=0\.02: look at "
     with pytest.raises(FruitsError, match=message):
-        featurize(run, backbone, max_reject_ratio=0.02)
+        write_features(run, backbone, max_reject_ratio=0.02)
     assert run.read_table("features").count() == 84
-    assert featurize(run, backbone, max_reject_ratio=0.03).computed == 0
+    assert write_features(run, backbone, max_reject_ratio=0.03).computed == 0
 
 
 def test_a_folder_of_rejects_alone_is_no_crash(spark, tiny, tmp_path):
@@ -214,7 +211,7 @@ def test_a_folder_of_rejects_alone_is_no_crash(spark, tiny, tmp_path):
         (tmp_path / "data/label").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data/label" / name).write_bytes(content)
     run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
-    result = featurize(run, backbone, max_reject_ratio=1)
+    result = write_features(run, backbone, max_reject_ratio=1)
     assert (result.features, result.rejects) == (0, 2)
     assert run.read_table("features").dtypes[3] == ("features", "array<float>")
 
@@ -224,22 +221,22 @@ def test_a_folder_of_rejects_alone_is_no_crash(spark, tiny, tmp_path):
 
 def test_a_second_run_computes_nothing(few):
     run, backbone, _ = few
-    first = featurize(run, backbone)
+    first = write_features(run, backbone)
     before = rows(run, "features")
-    second = featurize(run, backbone)
+    second = write_features(run, backbone)
     assert (first.computed, second.computed) == (6, 0)
     assert rows(run, "features") == before
 
 
 def test_new_images_alone_are_computed_however_old_their_files_are(few):
     run, backbone, data = few
-    featurize(run, backbone)
+    write_features(run, backbone)
     photograph(data / "label/old.png", 7)
     long_ago = (data / "label/0.png").stat().st_mtime - 30 * 24 * 3600
     os.utime(data / "label/old.png", (long_ago, long_ago))
     (data / "label/empty.png").write_bytes(b"")
-    build_index(run, str(data))
-    result = featurize(run, backbone, max_reject_ratio=1)
+    write_index(run, data)
+    result = write_features(run, backbone, max_reject_ratio=1)
     assert result.computed == 1
     assert rows(run, "features") + rows(run, "rejects") == rows(run, "index")
     assert result.images == 8
@@ -250,16 +247,16 @@ def test_old_and_new_files_are_computed_in_one_run(few):
     for number, path in enumerate(sorted((data / "label").iterdir())):
         os.utime(path, (1e9 + number * 30 * 24 * 3600,) * 2)
     shutil.rmtree(local(run, "index"))
-    build_index(run, str(data))
-    assert featurize(run, backbone, batch_size=1).features == 6
+    write_index(run, data)
+    assert write_features(run, backbone, batch_size=1).features == 6
 
 
 def test_new_files_that_are_all_empty_are_no_crash(few):
     run, backbone, data = few
-    featurize(run, backbone)
+    write_features(run, backbone)
     (data / "label/empty.png").write_bytes(b"")
-    build_index(run, str(data))
-    result = featurize(run, backbone, max_reject_ratio=1)
+    write_index(run, data)
+    result = write_features(run, backbone, max_reject_ratio=1)
     assert (result.features, result.rejects, result.computed) == (6, 1, 0)
 
 
@@ -279,15 +276,15 @@ def test_a_run_killed_between_two_writes_of_a_batch_resumes(few, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_write_rejects", fail)
         with pytest.raises(FruitsError, match=message) as caught:
-            featurize(run, backbone, batch_size=2)
+            write_features(run, backbone, batch_size=2)
     assert "\n" not in str(caught.value)
     assert rows(run, "features").total() == 4  # batches 0 and 1, of which 1 is not known as done
-    result = featurize(run, backbone, batch_size=3)  # replays batch 1 as it was
+    result = write_features(run, backbone, batch_size=3)  # replays batch 1 as it was
     assert result.computed == 4
     assert rows(run, "features") == rows(run, "index")
 
 
-def test_a_run_whose_first_batch_lost_its_workers_resumes(few, monkeypatch):
+def test_a_run_whose_first_batch_lost_its_workers_resumes(few):
     run, backbone, _ = few
 
     def killed(*_):
@@ -298,44 +295,42 @@ def test_a_run_whose_first_batch_lost_its_workers_resumes(few, monkeypatch):
         return run_backbone
 
     message = r"^featurizing stopped \(SparkException: Python worker exited unexpectedly"
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "featurizer", killed)
-        with pytest.raises(FruitsError, match=message):
-            featurize(run, backbone)
-    assert featurize(run, backbone).features == 6
+    with pytest.raises(FruitsError, match=message):
+        write_features(run, backbone, featurizer=killed)
+    assert write_features(run, backbone).features == 6
 
 
 def test_without_its_checkpoint_a_run_is_refused(few):
     run, backbone, _ = few
-    featurize(run, backbone)
+    write_features(run, backbone)
     shutil.rmtree(local(run, "checkpoint"))
     message = r"/checkpoint is gone, .*: give another run_dir, or remove features/ and rejects/$"
     with pytest.raises(FruitsError, match=message):
-        featurize(run, backbone)
+        write_features(run, backbone)
 
 
 def test_features_that_were_removed_are_missed(few):
     run, backbone, _ = few
-    featurize(run, backbone, batch_size=4)
+    write_features(run, backbone, batch_size=4)
     shutil.rmtree(local(run, "features/batch_id=1"))
     with pytest.raises(FruitsError, match=r"has features or rejects of 4 images, .* index has 6: "):
-        featurize(run, backbone)
+        write_features(run, backbone)
 
 
 def test_images_that_no_index_lists_are_noticed(few):
     run, backbone, data = few
     photograph(data / "label/late.png")
     with pytest.raises(FruitsError, match=r"of 7 images, .* index has 6: run 01_load again"):
-        featurize(run, backbone)
-    build_index(run, str(data))
-    assert featurize(run, backbone).computed == 0
+        write_features(run, backbone)
+    write_index(run, data)
+    assert write_features(run, backbone).computed == 0
 
 
 def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
     run = open_run(spark, str(tmp_path))
     backbone = export_backbone(run, weights=str(tiny), input_size=32)
     with pytest.raises(FruitsError, match=r"/index is missing: run the notebook that writes"):
-        featurize(run, backbone)
+        write_features(run, backbone)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +364,7 @@ def test_the_manifest_records_the_parameters_and_the_counts(done):
 
 def test_nothing_is_written_where_nobody_watches(few, capfd):
     run, backbone, _ = few
-    featurize(run, backbone)
+    write_features(run, backbone)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
@@ -377,5 +372,5 @@ def test_nothing_is_written_where_nobody_watches(few, capfd):
 def test_progress_counts_images_where_somebody_watches(few, capsys, monkeypatch):
     run, backbone, _ = few
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    featurize(run, backbone, batch_size=3)
+    write_features(run, backbone, batch_size=3)
     assert "6/6" in capsys.readouterr().err

@@ -4,29 +4,21 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from pipeline import transform
 from pyspark.ml.functions import array_to_vector
-from pyspark.sql import functions as F
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
+from vectors import CONSTANT, D, N, assert_one_line, frame, in_memory, make_table
 
+from fruits_lib import moments as statistics
 from fruits_lib import pca
 from fruits_lib.errors import FruitsError
-
-N, D, RANK = 2000, 300, 40
-CONSTANT = [7, 100]  # columns without variance
 
 
 @pytest.fixture(scope="module")
 def table():
-    """Float32 table (N, D): rank RANK, plus a little noise, plus constant columns."""
-    rng = np.random.default_rng(0)
-    scores = rng.standard_normal((N, RANK)) * np.linspace(5, 1, RANK)
-    x = scores @ rng.standard_normal((RANK, D)) + 1e-3 * rng.standard_normal((N, D)) + 2
-    x[:, CONSTANT] = [0, 3.3]
-    return x.astype(np.float32)
+    return make_table()
 
 
 @pytest.fixture(scope="module")
@@ -37,33 +29,12 @@ def features(spark, table, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def moments(features):
-    return pca.compute_moments(features)
+    return statistics.compute(features)
 
 
 @pytest.fixture(scope="module")
 def spectrum(moments):
     return pca.spectrum(moments)
-
-
-def frame(spark, vectors, folder):
-    """Write vectors (an array, or lists of any widths) to Parquet and read them with Spark."""
-    vectors = [None if v is None else np.asarray(v, np.float32) for v in vectors]
-    rows = len(vectors)
-    columns = {
-        "path": [f"{i:05}.jpg" for i in range(rows)],
-        "label": ["Kaki"] * rows,
-        "split": pa.nulls(rows, pa.string()),
-        "features": pa.array(vectors, pa.list_(pa.float32())),
-    }
-    pq.write_table(pa.table(columns), folder / "part.parquet")
-    return spark.read.parquet(str(folder))
-
-
-def in_memory(x):
-    """Moments without Spark: the stages after them need no more."""
-    x = np.asarray(x, np.float64)
-    centred = x - x.mean(axis=0)
-    return pca.Moments(len(x), x.mean(axis=0), centred.T @ centred)
 
 
 def spark_scores(model, features):
@@ -77,92 +48,6 @@ def sklearn_input(table, standardize):
     """What scikit-learn's PCA must be given; its scaler divides by n where Spark has n - 1."""
     x = table.astype(np.float64)
     return StandardScaler().fit_transform(x) * np.sqrt((N - 1) / N) if standardize else x
-
-
-def assert_one_line(error, *words):
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-# --- moments ------------------------------------------------------------------------------------
-
-
-def test_moments_equal_numpy(moments, table):
-    expected = in_memory(table)
-    assert moments.n == N
-    np.testing.assert_allclose(moments.mean, expected.mean, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(moments.m2, expected.m2, atol=1e-12 * np.abs(expected.m2).max())
-
-
-def test_m2_is_exactly_symmetric(moments):
-    np.testing.assert_array_equal(moments.m2, moments.m2.T)
-
-
-def test_moments_do_not_depend_on_partitions_order_or_batches(spark, features, moments):
-    scale = np.abs(moments.m2).max()
-    batch_size = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    spark.conf.set(batch_size, "7")
-    shuffled = pca.compute_moments(features.repartition(2).orderBy(F.rand(seed=1)))
-    spark.conf.unset(batch_size)
-    single = pca.compute_moments(features.coalesce(1))
-    for other in (shuffled, single):
-        np.testing.assert_allclose(other.mean, moments.mean, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(other.m2, moments.m2, atol=1e-12 * scale)
-
-
-def test_partition_of_many_blocks_and_pieces(monkeypatch, table):
-    monkeypatch.setattr(pca, "_BLOCK_VALUES", 0)
-    monkeypatch.setattr(pca, "_MIN_BLOCK_ROWS", 64)
-    monkeypatch.setattr(pca, "_PIECE_VALUES", 7 * D)
-    column = pa.array(list(table), pa.list_(pa.float32()))
-    batches = [pa.record_batch({"features": column[i : i + 100]}) for i in range(0, N, 100)]
-    expected = in_memory(table)
-    pieces = [p.to_pylist()[0] for p in pca._partial_moments(batches, D)]
-    assert len(pieces) == -(-D // 7)
-    for piece in pieces:
-        start = piece["first_row"]
-        found = np.frombuffer(piece["piece"]).reshape(-1, D - start)
-        np.testing.assert_allclose(found, expected.m2[start : start + len(found), start:], 1e-9)
-
-
-def test_large_mean_costs_no_digits(spark, tmp_path):
-    # Sums of squares would keep 16 - 2 * 4 digits of the variance; the centred form keeps them all.
-    x = (1e4 + np.random.default_rng(1).standard_normal((N, 5))).astype(np.float32)
-    found = pca.compute_moments(frame(spark, x, tmp_path))
-    np.testing.assert_allclose(found.m2, in_memory(x).m2, rtol=1e-11, atol=1e-11 * N)
-
-
-def test_no_vectors(spark, tmp_path):
-    with pytest.raises(FruitsError) as error:
-        pca.compute_moments(frame(spark, [], tmp_path))
-    assert_one_line(error, "0 feature vectors", "at least 2")
-
-
-def test_one_vector(spark, tmp_path):
-    with pytest.raises(FruitsError) as error:
-        pca.compute_moments(frame(spark, [[1, 2]], tmp_path))
-    assert_one_line(error, "1 feature vector", "at least 2")
-
-
-def test_differing_widths(spark, tmp_path):
-    with pytest.raises(FruitsError) as error:
-        pca.compute_moments(frame(spark, [[1, 2], [1, 2, 3], None, [4, 5]], tmp_path))
-    assert_one_line(error, "0 and 2 and 3 values")
-
-
-def test_values_that_are_not_finite(spark, tmp_path):
-    vectors = [[1, 2], [np.nan, np.inf], [3, -np.inf]]
-    with pytest.raises(FruitsError) as error:
-        pca.compute_moments(frame(spark, vectors, tmp_path))
-    assert_one_line(error, "3 feature values", "NaN or infinite")
-
-
-def test_too_wide(spark, tmp_path):
-    with pytest.raises(FruitsError) as error:
-        pca.compute_moments(frame(spark, np.zeros((2, 62_720)), tmp_path))
-    assert_one_line(error, "62,720", "16,384", "pool")
 
 
 # --- spectrum and k -----------------------------------------------------------------------------
@@ -221,16 +106,9 @@ def test_k_out_of_range(k, n, d):
 
 
 def test_fixed_k(spectrum):
-    choice = pca.choose(spectrum, standardize=True, k=5)
+    choice = pca.choose(spectrum, True, 0.9, k=5)
     ratio = pca.explained_variance_ratio(spectrum.standardized)
     assert choice == pca.Choice(True, 5, pytest.approx(ratio[:5].sum()), None)
-
-
-@pytest.mark.parametrize("both", [{}, {"variance": 0.9, "k": 5}])
-def test_share_or_k_not_both(spectrum, both):
-    with pytest.raises(FruitsError) as error:
-        pca.choose(spectrum, False, **both)
-    assert_one_line(error, "one of the two")
 
 
 def test_constant_columns_add_nothing(spectrum):
@@ -243,7 +121,7 @@ def test_constant_column_is_found_in_spite_of_rounding():
     x = np.full((1000, 2), 1e6 / 3)
     x[:, 1] += np.where(np.arange(1000) == 5, np.spacing(np.float32(x[0, 1])), 0)
     centred = x - x.mean(axis=0) * (1 + 1e-13)  # the mean is off by some rounding
-    found = pca.spectrum(pca.Moments(1000, x.mean(axis=0), centred.T @ centred))
+    found = pca.spectrum(statistics.Moments(1000, x.mean(axis=0), centred.T @ centred))
     assert found.std[0] == 0  # rounding is no variance
     assert found.std[1] > 0  # the smallest step of one float32 value is
 
@@ -301,7 +179,7 @@ def test_largest_loading_is_positive(fitted):
 
 
 def test_projection_keeps_the_rows_and_rounds_scores_to_float32(features, model, scores):
-    projected = pca.project(features, model)
+    projected = transform(features, model)
     assert projected.dtypes == [
         ("path", "string"), ("label", "string"), ("split", "string"), ("pca", "array<float>"),
     ]  # fmt: skip
@@ -355,30 +233,3 @@ def test_model_works_where_fruits_lib_is_not(features, moments, tmp_path):
     arguments = [str(tmp_path / "model"), parquet, str(tmp_path / "scores.npy")]
     subprocess.run([sys.executable, "-c", STRANGER, *arguments], check=True, cwd=tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), spark_scores(model, features))
-
-
-# --- small files --------------------------------------------------------------------------------
-
-
-def test_components_npz_round_trip(fitted):
-    found = pca.components_from_npz(pca.components_to_npz(fitted))
-    assert found.standardize is fitted.standardize
-    for name in ("mean", "std", "components", "eigenvalues"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(fitted, name))
-
-
-def test_components_npz_serves_numpy_alone(fitted, table, scores, tmp_path):
-    (tmp_path / "model.npz").write_bytes(pca.components_to_npz(fitted))
-    with np.load(tmp_path / "model.npz") as m:
-        found = ((table - m["mean"]) * m["scale"]) @ m["components"].T
-    np.testing.assert_allclose(found, scores, atol=1e-10 * scores.std())
-
-
-@pytest.mark.parametrize("how", [{"variance": 0.9}, {"k": 5}])
-def test_spectrum_npz_round_trip(spectrum, how):
-    choice = pca.choose(spectrum, standardize=False, **how)
-    found, found_choice = pca.spectrum_from_npz(pca.spectrum_to_npz(spectrum, choice))
-    assert found_choice == choice
-    assert found.n == spectrum.n
-    for name in ("mean", "std", "raw", "standardized"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(spectrum, name))

@@ -3,10 +3,19 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from fruits_lib.errors import FruitsError
-from fruits_lib.runs import Run, environment, open_run, read_bytes, scratch_folder, write_bytes
+from fruits_lib.runs import (
+    Run,
+    environment,
+    open_run,
+    read_bytes,
+    read_manifest,
+    scratch_folder,
+    write_bytes,
+)
 
 ODD_NAMES = ["plain", "with space", "100%", "%20", "Pêche", "a#b", "a+b", "[x]{y}", "a:b"]
 
@@ -80,7 +89,7 @@ def test_the_manifest_keeps_every_stage(run):
 def test_a_stage_that_runs_again_replaces_its_record(run):
     run.record("load", images=3, skipped=1)
     run.record("load", images=4)
-    assert run.manifest()["load"].keys() == {"images", "finished"}
+    assert run.manifest()["load"].keys() == {"images", "seconds", "finished"}
 
 
 def test_the_manifest_says_what_is_needed_to_repeat_a_run(run):
@@ -117,3 +126,26 @@ def test_what_cannot_be_reached_is_one_line(spark, uri):
     with pytest.raises(FruitsError, match=r"cannot be reached .*: check the path") as caught:
         Run(spark, uri).exists("x") if uri else read_bytes(spark, uri)
     assert "\n" not in str(caught.value)
+
+
+def test_the_manifest_is_read_without_spark_too(run, tmp_path):
+    run.record("load", data="s3://bucket/photographs")
+    for run_dir in (tmp_path / "run 100%", f"{tmp_path}/run 100%/", run.uri):
+        assert read_manifest(str(run_dir)) == run.manifest()
+    assert read_manifest(str(tmp_path / "absent")) == {}
+
+
+def test_the_photographs_are_those_that_the_manifest_names(spark, run):
+    run.record("load", data="s3://bucket/photographs")
+    assert open_run(spark, run.uri).data == "s3://bucket/photographs"
+    assert open_run(spark, run.uri, "/elsewhere/").data == "file:/elsewhere"
+
+
+@pytest.mark.parametrize("values", [{"k": 3, "variance": None}, {"x": np.arange(3.0), "b": True}])
+def test_arrays_and_scalars_come_back(run, values):
+    run.write_npz("values.npz", values)
+    found = run.read_npz("values.npz")
+    assert found.keys() == {name for name, value in values.items() if value is not None}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, values[name])
+        assert type(value) is type(values[name])

@@ -10,16 +10,14 @@ import nbformat
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from pipeline import check, pick_k, write_features, write_index, write_scores
 from servers import KEY, REGION
 
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
-from fruits_lib.featurize import featurize
-from fruits_lib.images import build_index, list_images
-from fruits_lib.reduction import fit_model, pick_k
+from fruits_lib.load import list_images
 from fruits_lib.runs import open_run
 from fruits_lib.sample import GOOD, REJECTS, SKIPPED
-from fruits_lib.verify import verify
 
 BIN = Path(sys.executable).parent
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -47,12 +45,12 @@ def photograph(sample):
 def stages(spark, data, run_dir, weights):
     """Run every stage in this process, with the quick backbone; return the run."""
     run = open_run(spark, run_dir)
-    build_index(run, data)
+    write_index(run, data)
     network = export_backbone(run, "mobilenet_v2", weights, 32)
-    featurize(run, network)
-    pick_k(run, variance=0.9)
-    fit_model(run)
-    verify(run).require()
+    write_features(run, network)
+    pick_k(run)
+    write_scores(run)
+    check(run).require()
     return run
 
 
@@ -170,19 +168,23 @@ def test_new_objects_alone_are_computed(spark, sample, tiny, bucket):
         bucket.put(f"photographs/Lemon/{number}.jpg", photograph(sample))
     run = open_run(spark, bucket.uri("run"))
     network = export_backbone(run, "mobilenet_v2", str(tiny), 32)
-    build_index(run, bucket.uri("photographs"))
-    first = featurize(run, network).computed
+    write_index(run, bucket.uri("photographs"))
+    first = write_features(run, network).computed
     bucket.put("photographs/Lemon/3.jpg", photograph(sample))
-    build_index(run, bucket.uri("photographs"))
-    assert (first, featurize(run, network).computed, featurize(run, network).computed) == (3, 1, 0)
+    write_index(run, bucket.uri("photographs"))
+    assert (
+        first,
+        write_features(run, network).computed,
+        write_features(run, network).computed,
+    ) == (3, 1, 0)
 
 
 def test_keys_of_any_characters(spark, sample, tiny, bucket):
     for name in NAMES:
         bucket.put(f"photo graphs/Pêche 1%/{name}", photograph(sample))
     run = open_run(spark, bucket.uri("run 1%"))
-    build_index(run, bucket.uri("photo graphs"))
-    featurize(run, export_backbone(run, "mobilenet_v2", str(tiny), 32))
+    write_index(run, bucket.uri("photo graphs"))
+    write_features(run, export_backbone(run, "mobilenet_v2", str(tiny), 32))
     rows = run.read_table("features").select("path", "label").collect()
     assert {row.path.rsplit("/", 1)[1] for row in rows} == set(NAMES)
     assert {row.label for row in rows} == {"Pêche 1%"}
@@ -192,13 +194,17 @@ def test_a_listing_of_three_pages(spark, bucket):
     with ThreadPoolExecutor(16) as threads:
         keys = [f"photographs/Lemon/{number}.jpg" for number in range(2500)]
         list(threads.map(bucket.put, keys, [b"x"] * len(keys)))
-    assert list_images(spark, bucket.uri("photographs")).count() == 2500
+    assert list_images(open_run(spark, data=bucket.uri("photographs"))).count() == 2500
 
 
 def test_an_empty_object_is_listed(spark, bucket):
     bucket.put("photographs/Lemon/0.jpg", b"")
     bucket.put("photographs/Lemon/1.jpg", b"x")
-    rows = list_images(spark, bucket.uri("photographs")).select("path", "length").collect()
+    rows = (
+        list_images(open_run(spark, data=bucket.uri("photographs")))
+        .select("path", "length")
+        .collect()
+    )
     assert {(row.path, row.length) for row in rows} == {
         (bucket.uri("photographs/Lemon/0.jpg"), 0),
         (bucket.uri("photographs/Lemon/1.jpg"), 1),
@@ -207,4 +213,4 @@ def test_an_empty_object_is_listed(spark, bucket):
 
 def test_a_missing_prefix_is_one_line(spark, bucket):
     with pytest.raises(FruitsError, match="photographs"):
-        build_index(open_run(spark, bucket.uri("run")), bucket.uri("photographs"))
+        write_index(open_run(spark, bucket.uri("run")), bucket.uri("photographs"))

@@ -96,10 +96,11 @@ def test_the_session_that_exists_is_returned(spark):
 # environment but PATH. What it finds, it says as JSON on stdout.
 FRESH = """
 import json, sys
-from fruits_lib.images import read_images
+from fruits_lib.load import read_images
+from fruits_lib.runs import open_run
 from fruits_lib.session import start_session, stop_session
-spark = start_session()
-images = read_images(spark, sys.argv[1])
+spark = start_session("fresh")
+images = read_images(open_run(spark, data=sys.argv[1]))
 print(json.dumps({
     "java": spark._jvm.System.getProperty("java.home"),
     "labels": sorted(row.label for row in images.collect()),
@@ -187,7 +188,7 @@ def drawn(tmp_path_factory):
         "from fruits_lib import session\n"
         "Stub = type('Stub', (), {'getActiveSession': staticmethod(lambda: 'a session')})\n"
         "session.SparkSession = Stub\n"
-        "session.start_session()",
+        "session.start_session('test')",
         "import matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n%matplot plt",
         "plt.get_fignums()",
     ]
@@ -209,10 +210,3 @@ def test_matplot_closes_the_figure(drawn):
 def test_outside_ipython_no_magic_is_missed(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     session._register_matplot()
-
-
-def test_photographs_in_a_bucket_are_remembered_by_a_local_run_folder(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"load": {"data": "s3://bucket/photographs"}}')
-    assert session._recorded_data(str(tmp_path)) == "s3://bucket/photographs"
-    assert session._recorded_data(f"file:{tmp_path}") == "s3://bucket/photographs"
-    assert session._recorded_data(str(tmp_path / "none")) == ""

@@ -1,6 +1,7 @@
 """Every check passes on a healthy run, and it alone fails when its property is broken on disk."""
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipeline import check, pick_k, transform, write_scores
 
-from fruits_lib import pca, reduction
+from fruits_lib import pca
 from fruits_lib.errors import FruitsError, VerificationError
 from fruits_lib.runs import open_run
-from fruits_lib.verify import verify
 
 WIDTH = 64  # more than there are images, so that some directions hold no variance at all
 BACKBONE = b"any bytes will do"
@@ -60,8 +61,8 @@ def write_images(run, folder, features=38, rejects=2):
 def make_run(spark, folder, **choice):
     run = open_run(spark, str(folder))
     write_images(run, folder)
-    reduction.pick_k(run, **choice)
-    reduction.fit_model(run)
+    pick_k(run, **choice)
+    write_scores(run)
     return run
 
 
@@ -111,22 +112,40 @@ def edit_json(path, change):
     edit_file(path, rewrite)
 
 
+SPECTRUM = pca.Spectrum, pca.Choice
+
+
+def from_npz(kind, content):
+    return pca.from_npz(kind, load_npz(content))
+
+
+def load_npz(content):
+    with np.load(io.BytesIO(content)) as archive:
+        return {name: a.item() if a.ndim == 0 else a for name, a in archive.items()}
+
+
+def to_npz(*parts):
+    file = io.BytesIO()
+    np.savez(file, **{k: v for part in parts for k, v in vars(part).items() if v is not None})
+    return file.getvalue()
+
+
 def edit_spectrum(folder, change):
     """`change` maps (spectrum, choice) to another pair."""
     edit_file(
         folder / "spectrum/spectrum.npz",
-        lambda content: pca.spectrum_to_npz(*change(*pca.spectrum_from_npz(content))),
+        lambda content: to_npz(*change(*(from_npz(kind, content) for kind in SPECTRUM))),
     )
 
 
 def edit_model(folder, run, change, project=False):
     """Replace the components in `model/` and `model.npz`, and the scores if asked to."""
-    components = change(pca.components_from_npz((folder / "model.npz").read_bytes()))
-    edit_file(folder / "model.npz", lambda _: pca.components_to_npz(components))
+    components = change(from_npz(pca.Components, (folder / "model.npz").read_bytes()))
+    edit_file(folder / "model.npz", lambda _: to_npz(components))
     model = pca.pipeline_model(components)
     model.write().overwrite().save(run.path("model"))
     if project:
-        scores = pca.project(run.read_table("features"), model)
+        scores = transform(run.read_table("features"), model)
         scores.write.mode("overwrite").parquet(run.path("pca"))
 
 
@@ -200,8 +219,8 @@ def other_k(folder, run):
 
 def other_npz(folder, run):
     def change(content):
-        components = pca.components_from_npz(content)
-        return pca.components_to_npz(replace(components, mean=components.mean * (1 + 1e-9)))
+        components = from_npz(pca.Components, content)
+        return to_npz(replace(components, mean=components.mean * (1 + 1e-9)))
 
     edit_file(folder / "model.npz", change)
 
@@ -314,7 +333,7 @@ BROKEN = {
 def test_broken_property_fails_its_check_alone(copy, name, damage):
     folder, run = copy
     damage(folder, run)
-    result = verify(run)
+    result = check(run)
     assert [check.name for check in result.failed] == [name], str(result)
     with pytest.raises(
         VerificationError, match=f"^1 of {len(result.checks)} checks failed: {name}"
@@ -331,7 +350,7 @@ def test_broken_property_fails_its_check_alone(copy, name, damage):
     ids=str,
 )
 def test_healthy_run_passes(spark, tmp_path, choice):
-    result = verify(make_run(spark, tmp_path, **choice))
+    result = check(make_run(spark, tmp_path, **choice))
     assert all(check.passed for check in result.checks), str(result)
     assert {check.name for check in result.checks} == set(BROKEN)
     result.require()
@@ -340,7 +359,7 @@ def test_healthy_run_passes(spark, tmp_path, choice):
 def test_checks_are_recorded_even_if_one_fails(copy):
     folder, run = copy
     drop("features")(folder, run)
-    verify(run)
+    check(run)
     recorded = json.loads((folder / "manifest.json").read_text())["verify"]
     assert (recorded["passed"], recorded["failed"]) == (13, 1)
     first, *_ = recorded["checks"]
@@ -353,12 +372,11 @@ def test_checks_are_recorded_even_if_one_fails(copy):
 def test_table_has_a_line_per_check(copy):
     folder, run = copy
     drop("features")(folder, run)
-    result = verify(run)
-    *lines, _, total = str(result).splitlines()
-    assert len(lines) == len(result.checks)
+    result = check(run)
+    lines = [str(check) for check in result.checks]
     assert lines[0].startswith("FAILED  images without a row")
     assert " ".join(lines[1].split()) == "ok images with several rows 0 (at most 0)"
-    assert total == "13 of 17 checks passed"
+    assert str(result) == "13 of 17 checks passed"
 
 
 def test_failure_is_one_line_with_figures_and_ways_out(copy):
@@ -366,7 +384,7 @@ def test_failure_is_one_line_with_figures_and_ways_out(copy):
     drop("features")(folder, run)
     other_k(folder, run)
     with pytest.raises(VerificationError) as caught:
-        verify(run).require()
+        check(run).require()
     message = str(caught.value)
     assert "\n" not in message
     assert "images without a row = 1 (at most 0): run 02_featurize again" in message
@@ -376,7 +394,7 @@ def test_failure_is_one_line_with_figures_and_ways_out(copy):
 def test_what_needs_the_failed_rows_is_not_judged(copy):
     folder, run = copy
     edit(folder, "features", lambda rows: [{**r, "features": [np.nan] * WIDTH} for r in rows])
-    result = verify(run)
+    result = check(run)
     assert [(check.name, check.figure) for check in result.failed][0] == ("rows not finite", 38)
     unjudged = {check.name for check in result.checks if check.passed is None}
     assert "scores from projection" in unjudged
@@ -392,11 +410,11 @@ def test_features_that_came_after_k_was_picked_show_in_the_scores(copy):
         "features",
         lambda rows: rows.append({**rows[0], "path": path, "features": [1.0] * WIDTH}),
     )
-    reduction.fit_model(run)
-    result = verify(run)
+    write_scores(run)
+    result = check(run)
     names = {"explained variance", "score means from 0", "score variances from eigenvalues"}
     assert {check.name for check in result.failed} == names
-    assert all("run 03_pick_k" in check.mend for check in result.failed)
+    assert all("run 03_pick_k" in check.remedy for check in result.failed)
 
 
 # --- runs that cannot be checked ----------------------------------------------------------------
@@ -421,7 +439,7 @@ def test_missing_part_is_named_in_one_line(copy, name):
     folder, run = copy
     shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     with pytest.raises(FruitsError, match=f"^.*/{name} .*$") as caught:
-        verify(run)
+        check(run)
     assert "\n" not in str(caught.value)
 
 
@@ -432,7 +450,7 @@ def test_unreadable_part_is_named_in_one_line(copy, name):
     folder, run = copy
     edit_file(folder / name, lambda content: content[: len(content) // 2])
     with pytest.raises(FruitsError, match=f"^.*/{name} cannot be read .*$") as caught:
-        verify(run)
+        check(run)
     assert "\n" not in str(caught.value)
 
 
@@ -440,11 +458,11 @@ def test_unreadable_model_is_named_in_one_line(copy):
     folder, run = copy
     shutil.rmtree(folder / "model/stages")
     with pytest.raises(FruitsError, match="^.*/model cannot be read .*: run 04_pca again$"):
-        verify(run)
+        check(run)
 
 
 def test_parts_of_other_widths_are_named_in_one_line(copy):
     folder, run = copy
     edit_json(folder / "manifest.json", lambda values: values["featurize"].update(width=65))
     with pytest.raises(FruitsError, match=r"^widths \(65, 64, 64\) .*$"):
-        verify(run)
+        check(run)

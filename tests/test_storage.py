@@ -1,0 +1,64 @@
+"""Files by path or URI without Spark: one rule for local names, content types in a bucket."""
+
+import pytest
+
+from fruits_lib import storage
+from fruits_lib.errors import FruitsError
+from fruits_lib.runs import open_run
+
+TYPES = {
+    "report.html": "text/html; charset=utf-8",
+    "manifest.json": "application/json",
+    "notebooks/01_load.ipynb": "application/x-ipynb+json",
+    "model.npz": "application/octet-stream",
+}
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/a b/100%", "/a b/100%"),
+        ("file:/a b/100%", "/a b/100%"),
+        ("file:///a/", "/a"),
+        ("~/a", "/home/somebody/a"),
+        ("a/../b", "/somewhere/b"),
+        ("s3://bucket/a", None),
+        ("hdfs://name/a", None),
+    ],
+)
+def test_a_path_and_its_uri_are_one_file(uri, path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr("os.getcwd", lambda: "/somewhere")
+    found = storage.local_path(uri)
+    assert (found and str(found)) == path
+
+
+def test_a_text_comes_back(tmp_path):
+    storage.write_text(f"file:{tmp_path}/new/Pêche.txt", "Pêche")
+    assert storage.read_text(f"{tmp_path}/new/Pêche.txt") == "Pêche"
+
+
+@pytest.mark.parametrize("place", ["local", "bucket"])
+def test_a_missing_file_is_told_from_other_errors(place, bucket, tmp_path):
+    uri = bucket.uri("absent") if place == "bucket" else f"{tmp_path}/absent"
+    with pytest.raises(FileNotFoundError):
+        storage.read_text(uri)
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(bucket):
+    for use in (storage.read_text, lambda uri: storage.write_text(uri, "x")):
+        with pytest.raises(FruitsError, match="s3://fruits-none/x: .*NoSuchBucket") as caught:
+            use("s3://fruits-none/x")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), TYPES.items())
+def test_an_object_has_the_content_type_of_its_name(bucket, name, kind):
+    storage.write_text(bucket.uri(name), "x")
+    assert bucket.client.head_object(Bucket=bucket.name, Key=name)["ContentType"] == kind
+
+
+def test_a_run_writes_its_manifest_as_json(spark, bucket):
+    open_run(spark, bucket.uri("run")).record("load", images=1)
+    found = bucket.client.head_object(Bucket=bucket.name, Key="run/manifest.json")
+    assert found["ContentType"] == "application/json"
