@@ -1,18 +1,18 @@
-# Every task of the project, each one command. `make` alone lists them.
-# Needed beforehand: GNU make, bash, Python 3.11 with venv, and a Python package index.
+# Every task is one command; `make` alone lists them.
+# Needed: GNU make, bash, Python 3.11 with venv, and a Python package index.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.NOTPARALLEL:  # the steps of a task share two cores and one Spark: one after the other
+.NOTPARALLEL:  # the targets share the cores and one Spark
 .PHONY: help setup demo test test-s3 test-node test-emr emr-box lint lab run bench bench-s3 \
   bench-emr notebooks lock clean
 
-# Many people export these for another Spark or Python; here they would replace what .venv holds.
+# Often exported for another Spark or Python; here they would take the place of .venv's.
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
 
 BIN := .venv/bin
-# The notebooks' own run on the sample lies among the temporary files: begin without an old one.
+# By default the notebooks use a run folder in TMPDIR: start without an old one.
 FRESH_SAMPLE := export TMPDIR="$$(mktemp -d)"; trap 'rm -rf "$$TMPDIR"' EXIT;
 UV_VERSION := 0.13.8
 
@@ -20,8 +20,8 @@ help:
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Two stamps, so that an edit of pyproject.toml does not download everything again. A stamp is
-# written last: an interrupted set-up has none, and starts afresh. pyspark comes as source only:
-# the lock's own build tools, installed first, build it, whatever the index's newest may be.
+# written last, so an interrupted set-up starts over. pyspark has no wheel: the build tools of the
+# lock are installed first and build it.
 .venv/.lock-stamp: requirements.lock
 	python="$$(bash scripts/find-python.sh)"; rm -rf .venv; "$$python" -m venv .venv
 	$(BIN)/python -m pip install --require-hashes \
@@ -33,43 +33,45 @@ help:
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-setup: .venv/.stamp  ## Build .venv from the hashed lock (does nothing when it is up to date)
+setup: .venv/.stamp  ## Build .venv from the hashed lock, if it is not up to date
 
-demo: setup  ## Run the whole pipeline on the embedded sample
+demo: setup  ## Run all notebooks on the embedded sample; the report is runs/demo/report.html
 	@$(BIN)/fruits demo
 
-test: lint  ## Lint, unit tests, notebooks from end to end, committed outputs compared
+test: lint  ## Lint, unit tests, notebooks from end to end, their committed outputs (12 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
-test-s3: setup  ## The tests of buckets on a real S3 server, and its faults (builds MinIO, once, with Go)
+test-s3: setup  ## Test buckets on a real S3 server and its faults (10 min; builds MinIO once, with Go)
 	scripts/fetch-tools.sh
-	$(BIN)/python -m pytest --s3 minio tests/test_s3.py tests/test_preflight.py tests/real_s3
+	$(BIN)/python -m pytest --s3 minio tests/test_s3.py tests/test_storage.py tests/test_preflight.py \
+	  tests/real_s3
 
-test-node: setup  ## Prove bootstrap.sh in a fresh root (as root; needs mmdebstrap)
+test-node: setup  ## Test bootstrap.sh in a fresh Debian (12 min; as root, needs mmdebstrap)
 	$(BIN)/python -m pytest -rsP tests/node
 
-test-emr: setup  ## Prove the notebooks in EMR in a box: YARN, Livy, JupyterHub, a browser (as root)
+test-emr: setup  ## Test the notebooks on YARN, Livy and JupyterHub (11 min; as root)
 	$(BIN)/python -m pytest --durations=12 tests/emr_box
 
-emr-box: setup  ## Start EMR in a box to play with, until Ctrl-C (as root)
+emr-box: setup  ## Start EMR in a box to try out, until Ctrl-C (as root)
 	@PYTHONPATH=tests $(BIN)/python tests/emr_box/play.py
 
-lint: setup  ## Check code, notebooks and shell scripts (a part of test)
+lint: setup  ## Check code, notebooks, shell scripts and infrastructure.yaml (a part of test)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find . -path ./.venv -prune -o -path ./runs -prune -o -name '*.sh' -print0 \
 	  | xargs -0 $(BIN)/shellcheck .ci/run
+	$(BIN)/cfn-lint infrastructure.yaml
 
-lab: setup  ## Open JupyterLab on the notebooks (ARGS="--no-browser" adds options)
+lab: setup  ## Open the notebooks in JupyterLab (ARGS="--no-browser" adds options)
 	@cd notebooks && ../$(BIN)/jupyter-lab $(ARGS)
 
 run: require-data-and-run setup  ## Run on your photographs: DATA=folder RUN=folder [PARAMS="-p weights=random"]
 	@$(BIN)/fruits run --data "$$DATA" --run-dir "$$RUN" $(PARAMS)
 
-# Before the set-up, so that a slip is answered at once. Read by the shell from the environment:
-# any character may stand in the names.
+# Checked before the set-up, which takes minutes. The shell reads both from the environment, so that
+# their names may contain any character.
 export DATA RUN
 .PHONY: require-data-and-run
 require-data-and-run:
@@ -78,22 +80,22 @@ require-data-and-run:
 bench: setup  ## Measure images per second (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/throughput.py $(ARGS)
 
-bench-s3: setup  ## Measure a run from and to a bucket on this machine (ARGS="..." adds options)
+bench-s3: setup  ## Measure a run that reads and writes a bucket (ARGS="..." adds options)
 	scripts/fetch-tools.sh
 	@$(BIN)/python benchmarks/bucket.py $(ARGS)
 
-bench-emr: setup  ## Measure in EMR in a box: executors, starts, memory (ARGS="..." adds options)
+bench-emr: setup  ## Measure executors, starts and memory in EMR in a box (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/emr_box.py $(ARGS)
 
-notebooks: setup  ## Execute the committed notebooks in place, on the sample, to refresh their outputs
+notebooks: setup  ## Execute the notebooks in place, on the sample, to refresh their outputs
 	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \
 	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
 	done
 
-# A node may be x86_64 or Graviton: one lock serves both, and each package has a wheel for each. So
-# it is with the hub of tests/emr_box, which knows no Kerberos (`pyspnego` without its extra), and
-# whose s3contents wants an older boto3.
+# Nodes are x86_64 or aarch64 (Graviton): one lock serves both, from wheels only. The lock of the hub
+# in tests/emr_box leaves out Kerberos (`pyspnego` without its extra) and has an older boto3, which
+# s3contents needs.
 lock:  ## Resolve requirements*.in into the locks (ARGS="--upgrade" for newer versions)
 	tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT; \
 	python="$$(bash scripts/find-python.sh)"; "$$python" -m venv "$$tools"; \

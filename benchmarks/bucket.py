@@ -2,12 +2,11 @@
 
     make bench-s3 ARGS="--data /path/to/photographs --latency 15"
 
-`fruits run` on local folders, then on a MinIO of this machine; with --latency, once more with the
-latency of S3 (toxiproxy) in front of every answer.
+`fruits run` on local folders, then on a MinIO server of this machine; with --latency, once more
+with that latency before every answer (toxiproxy).
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -24,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from servers import REGION, Bucket, Faults, s3_server  # noqa: E402
 
-from fruits_lib.storage import read_text  # noqa: E402
+from fruits_lib.runs import read_manifest  # noqa: E402
 
 SHARED = Path(os.environ.get("FRUITS_SHARED", ROOT.parent / "shared"))
 
@@ -73,7 +72,7 @@ def whole_run(data: str, run_dir: str, weights: str) -> tuple[float, dict]:
     started = time.monotonic()
     command = [Path(sys.executable).with_name("fruits"), "run", "--data", data]
     subprocess.run([*command, "--run-dir", run_dir, "-p", f"weights={weights}"], check=True)
-    return time.monotonic() - started, json.loads(read_text(f"{run_dir}/manifest.json"))
+    return time.monotonic() - started, read_manifest(run_dir)
 
 
 def write(rows: list[tuple[str, float, dict]]) -> None:
@@ -85,7 +84,7 @@ def write(rows: list[tuple[str, float, dict]]) -> None:
         f"`fruits run` on {counts['features']:,} photographs, {counts['backbone']},",
         f"{counts['weights']} weights, one run each, one after the other.",
         "",
-        "| photographs and results in | whole run, s | `featurize`, s | images/s | checks passed |",
+        "| photographs and results in | whole run, s | 02, s | images/s in 02 | checks passed |",
         "|---|---|---|---|---|",
     ]
     for name, seconds, manifest in rows:

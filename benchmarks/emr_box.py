@@ -1,8 +1,8 @@
-"""Scale, start and memory of the notebooks on YARN, in the box of tests/emr_box; writes emr_box.md.
+"""Scale, start-up and memory of the notebooks in EMR in a box (tests/emr_box); writes emr_box.md.
 
     make bench-emr ARGS="--data /path/to/photographs"
 
-The box has two NodeManagers with the memory of m5.xlarge and as many cores as this machine. Its
+The box has two NodeManagers with the memory of m5.xlarge and the cores of this machine. Its
 notebooks run as steps (`fruits run`, client mode) and in a session (sparkmagic, Livy, cluster mode)
 while every container is followed from outside.
 """
@@ -26,15 +26,13 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/emr_box")]
 import parts  # noqa: E402
 from box import BUCKET, CLUSTER, Box  # noqa: E402
 from peaks import DRIVER, EXECUTOR, MASTER, Container, Peaks  # noqa: E402
-from settings import PRIMARY  # noqa: E402
+from settings import HISTORY_PORT, PRIMARY  # noqa: E402
 from work import papermill, read_manifest  # noqa: E402
 
 from fruits_lib.backbones import check_backbone, export, imagenet_available  # noqa: E402
 from fruits_lib.connector import cache_folder  # noqa: E402
-from fruits_lib.emr.request import executor_settings  # noqa: E402
-from fruits_lib.emr.spec import ClusterSpec  # noqa: E402
-from fruits_lib.emr.tunnel import HISTORY  # noqa: E402
-from fruits_lib.sample import render_sample  # noqa: E402
+from fruits_lib.emr.spec import ClusterSpec, executor_settings  # noqa: E402
+from fruits_lib.sample import write_sample  # noqa: E402
 
 SHARED = Path(os.environ.get("FRUITS_SHARED", ROOT.parent / "shared"))
 DATA, WEIGHTS = f"s3://{BUCKET}/photographs", f"s3://{BUCKET}/weights/mobilenet_v2.tflite"
@@ -44,18 +42,18 @@ LATER = ("03_pick_k", "04_pca", "05_verify")
 SPARK_ARROW = 10_000  # rows of an Arrow batch, Spark's default
 MOMENTS = """\
 from pyspark.sql import SparkSession, functions as F
-from fruits_lib.pca import compute_moments
+from fruits_lib import moments
 
 spark = SparkSession.builder.appName("moments").getOrCreate()
 row = F.array_repeat(F.rand(0).cast("float"), 1280)
-compute_moments(spark.range(0, 40_000, 1, 4).select(row.alias("features")))
+moments.compute(spark.range(0, 40_000, 1, 4).select(row.alias("features")))
 """
-JVM_MB = 512  # of an executor's JVM outside its heap, assumed
+JVM_MB = 512  # an assumption: memory of an executor's JVM outside its heap
 
 
 @dataclass(frozen=True)
 class Step:
-    """One application: what it took, and the containers' name for it."""
+    """One application and its seconds, before and after its first task."""
 
     application: str
     start: float
@@ -73,7 +71,7 @@ def main() -> None:
     asked = parser.parse_args()
     if SHARED.exists():
         os.environ.setdefault("KERAS_HOME", str(SHARED / "keras"))
-    load = os.getloadavg()[0]  # of others, which would spoil the times
+    load = os.getloadavg()[0]  # of other work, which would spoil the times
     folder = Path(tempfile.mkdtemp(prefix="fruits-bench-"))
     try:
         for name in ("root", "box"):
@@ -81,7 +79,7 @@ def main() -> None:
         data = asked.data or SHARED / "fruits360/Test"
         if not data.exists():
             data = folder / "sample"
-            render_sample(data)
+            write_sample(data)
         found = parts.collect(cache_folder(), folder / "root")
         with Box(found, folder / "box") as box, Peaks(box) as peaks:
             weights = "imagenet" if imagenet_available() else "random"
@@ -98,7 +96,7 @@ def main() -> None:
 
 
 def measure(box: Box, peaks: Peaks, rounds: int):
-    """Run everything; return steps, rates, sessions' starts, containers by what ran in them."""
+    """Run everything; return manifest, steps, rates, sessions' start-ups, containers by work."""
     work: dict[str, list[Container]] = {}
     steps = {"01_load": step(box, "01_load", f"s3://{BUCKET}/{PREPARED}")}
     rates: dict[str, list[float]] = {}
@@ -130,7 +128,7 @@ def measure(box: Box, peaks: Peaks, rounds: int):
 
 
 def arms() -> dict[str, dict[str, str]]:
-    """Return what 02_featurize runs with, by name: one core, two, and emr-config.json's."""
+    """Return the settings that 02_featurize is compared under, by name."""
     one = {"spark.dynamicAllocation.enabled": "false", "spark.executor.cores": "1"}
     return {
         "1 executor of 1 core": one | {"spark.executor.instances": "1"},
@@ -154,13 +152,13 @@ def step(box: Box, notebook: str, run_dir: str, conf: dict[str, str] | None = No
 
 
 def newest(box: Box) -> str:
-    """Return the application that came last."""
-    return max(box.yarn("cluster/apps")["app"], key=lambda it: it["startedTime"])["id"]
+    """Return the latest application."""
+    return max(box.yarn("cluster/apps")["app"], key=lambda app: app["startedTime"])["id"]
 
 
 def first_task(box: Box, application: str) -> float:
     """Return when Spark launched its first task, by the history server."""
-    url = f"http://{PRIMARY}:{HISTORY}/api/v1/applications/{application}"
+    url = f"http://{PRIMARY}:{HISTORY_PORT}/api/v1/applications/{application}"
 
     def completed() -> bool:
         (attempt,) = json.loads(box.check(f"curl --silent {url}"))["attempts"]
@@ -168,7 +166,8 @@ def first_task(box: Box, application: str) -> float:
 
     box.wait("the history server", completed)
     stages = json.loads(box.check(f"curl --silent {url}/stages"))
-    times = (it["firstTaskLaunchedTime"] for it in stages if "firstTaskLaunchedTime" in it)
+    first = "firstTaskLaunchedTime"
+    times = (stage[first] for stage in stages if first in stage)
     return datetime.strptime(min(times), "%Y-%m-%dT%H:%M:%S.%f%Z").timestamp()
 
 
@@ -181,7 +180,7 @@ def copy_prepared(box: Box, target: str) -> str:
 
 
 def session_start(box: Box) -> float:
-    """Return the seconds from the request for a Livy session until it takes code."""
+    """Return the seconds until a new Livy session accepts code."""
     began = time.monotonic()
     path = f"sessions/{box.livy('sessions', 'POST', kind='pyspark')['id']}"
     box.wait("the session", lambda: box.livy(path)["state"] == "idle")
@@ -191,7 +190,7 @@ def session_start(box: Box) -> float:
 
 
 def note(work: dict, what: str, peaks: Peaks, application: str) -> None:
-    found = [it for it in peaks.containers() if it.application == application]
+    found = [one for one in peaks.containers() if one.application == application]
     work.setdefault(what, []).extend(found)
 
 
@@ -199,7 +198,7 @@ def note(work: dict, what: str, peaks: Peaks, application: str) -> None:
 
 
 def write(manifest, steps, rates, sessions, work, weights: str, load: float) -> None:
-    """Write the figures where a reader looks for them, and print them."""
+    """Write the figures to emr_box.md, and print them."""
     lines = [
         "# On YARN",
         "",
@@ -211,48 +210,47 @@ def write(manifest, steps, rates, sessions, work, weights: str, load: float) -> 
         "",
         "## Scale",
         "",
-        "`featurize` in 02_featurize as a step, its own wall time, sides taking turns.",
+        "02_featurize as a step, by the seconds in its manifest; the sides take turns.",
         "",
         "| executors | images/s, by round | median | ratio |",
         "|---|---|---|---|",
         *scale(rates),
         "",
-        "## Start",
+        "## Start-up",
         "",
-        "From the command to Spark's first task: YARN, executors as configured, the look at the "
-        "bucket.",
+        "From the command to Spark's first task, with executors as configured.",
         "",
-        "| notebook as a step | start, s | rest, s | share of start |",
+        "| notebook as a step | start-up, s | rest, s | share of start-up |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {it.start:.0f} | {it.rest:.0f} | {it.start / it.seconds:.0%} |"
-            for name, it in (steps | {"all five": total(steps)}).items()
+            f"| {name} | {one.start:.0f} | {one.rest:.0f} | {one.start / one.seconds:.0%} |"
+            for name, one in (steps | {"all five": total(steps)}).items()
         ),
         "",
-        "A Livy session, from the request until it takes code: "
-        + ", ".join(f"{it:.0f}" for it in sessions)
+        "A Livy session accepts code after "
+        + ", ".join(f"{seconds:.0f}" for seconds in sessions)
         + " s.",
         "",
         "## Memory",
         "",
-        "Most of any container of its kind, looked at every second, in MB; resident pages that "
-        "processes",
-        "share are counted for each, as YARN does. Arrow batches of 64 photographs, 1,000 rows of "
-        f"features;\n{SPARK_ARROW:,} is Spark's default.",
+        "The largest container of each kind, sampled every second, in MB. Shared resident pages "
+        "count once",
+        "for each process, as YARN counts them. Arrow batches hold 64 photographs, or 1,000 rows "
+        f"of features;\nSpark's default is {SPARK_ARROW:,}.",
         "",
-        "| work | container | limit | JVM | its heap may be | all Python | one Python | in all | "
+        "| work | container | limit | JVM | largest heap | all Python | one Python | total | "
         "of the limit |",
         "|---|---|---|---|---|---|---|---|---|",
         *memory(work),
         "",
-        "## Other nodes, on paper",
+        "## Other nodes, estimated",
         "",
-        f"An executor's JVM with its heap full and {JVM_MB} MB beside it, a daemon, and for each "
-        "task a\nPython process as large as the largest above.",
+        f"An executor's JVM with a full heap and {JVM_MB} MB outside it, and a Python process as "
+        "large as the\nlargest above for each task and for their daemon.",
         "",
-        "| core node | limit | heap | tasks | one Python | in all | of the limit |",
+        "| core node | limit | heap | tasks | one Python | total | of the limit |",
         "|---|---|---|---|---|---|---|",
-        *on_paper(work),
+        *estimates(work),
     ]
     text = "\n".join(lines) + "\n"
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
@@ -263,7 +261,7 @@ def scale(rates: dict[str, list[float]]) -> list[str]:
     medians = {name: statistics.median(found) for name, found in rates.items()}
     one = next(iter(medians.values()))
     return [
-        f"| {name} | {', '.join(f'{it:.0f}' for it in found)} | {medians[name]:.0f} | "
+        f"| {name} | {', '.join(f'{rate:.0f}' for rate in found)} | {medians[name]:.0f} | "
         f"{medians[name] / one:.2f} |"
         for name, found in rates.items()
     ]
@@ -271,7 +269,7 @@ def scale(rates: dict[str, list[float]]) -> list[str]:
 
 def total(steps: dict[str, Step]) -> Step:
     return Step(
-        "", *(sum(getattr(it, part) for it in steps.values()) for part in ("start", "rest"))
+        "", *(sum(getattr(one, part) for one in steps.values()) for part in ("start", "rest"))
     )
 
 
@@ -279,11 +277,11 @@ def memory(work: dict[str, list[Container]]) -> list[str]:
     lines = []
     for what, containers in work.items():
         for kind in (DRIVER, MASTER, EXECUTOR):
-            found = [it for it in containers if it.kind == kind]
+            found = [one for one in containers if one.kind == kind]
             if found:
-                most = max(found, key=lambda it: it.total_mb)
+                most = max(found, key=lambda one: one.total_mb)
                 jvm, python, worker = (
-                    max(getattr(it, f"{part}_mb") for it in found)
+                    max(getattr(one, f"{part}_mb") for one in found)
                     for part in ("jvm", "python", "worker")
                 )
                 lines.append(
@@ -294,8 +292,8 @@ def memory(work: dict[str, list[Container]]) -> list[str]:
     return lines
 
 
-def on_paper(work: dict[str, list[Container]]) -> list[str]:
-    worker = max(it.worker_mb for found in work.values() for it in found if it.kind == EXECUTOR)
+def estimates(work: dict[str, list[Container]]) -> list[str]:
+    worker = max(one.worker_mb for found in work.values() for one in found if one.kind == EXECUTOR)
     lines = []
     for node in ("m5.xlarge", "m5.2xlarge", "r5.xlarge"):
         settings = executor_settings(ClusterSpec(CLUSTER.stage, core=node))

@@ -3,8 +3,9 @@
     make bench ARGS="--data /path/to/photographs --weights imagenet"
 
 Both sides decode, resize and infer with the same functions on the same files. The bare loop is one
-process on one core; Spark has all cores and also lists, ships, writes Parquet and keeps its
-checkpoint. Sides take turns, so that a machine that slows down slows both.
+process on one core; Spark uses all cores, and also lists the files, moves them to its workers,
+writes Parquet and keeps a checkpoint. The sides take turns, so that a slow spell of the machine
+slows both.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from datetime import date
@@ -19,9 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fruits_lib import backbones, featurize, images, inference, runs, session
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
 
-SHARED = Path(os.environ.get("FRUITS_SHARED", Path(__file__).parents[2] / "shared"))
+from pipeline import write_features, write_index  # noqa: E402
+
+from fruits_lib import backbones, runs, session, udf  # noqa: E402
+
+SHARED = Path(os.environ.get("FRUITS_SHARED", ROOT.parent / "shared"))
 README = Path(__file__).with_name("README.md")
 
 
@@ -38,7 +45,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="fruits-bench-"))
     try:
         prepared = runs.open_run(spark, str(folder / "prepared"))
-        index = images.build_index(prepared, asked.data)
+        index = write_index(prepared, asked.data)
         network = backbones.export_backbone(prepared, weights=asked.weights)
         paths = [row.path.removeprefix("file:") for row in prepared.read_table("index").collect()]
         bare, ours = [], []
@@ -46,9 +53,9 @@ def main() -> None:
             seconds, expected = bare_loop(paths, network)
             bare.append(len(paths) / seconds)
             run = runs.open_run(spark, str(folder / str(number)))
-            images.build_index(run, asked.data)
+            write_index(run, asked.data)
             started = time.monotonic()
-            featurize.featurize(run, network)
+            write_features(run, network)
             ours.append(len(paths) / (time.monotonic() - started))
             print(f"bare {bare[-1]:.0f}, Spark {ours[-1]:.0f} images/s", flush=True)
         difference = largest_difference(run, expected)
@@ -62,11 +69,11 @@ def main() -> None:
 def bare_loop(paths: list[str], network: backbones.Backbone) -> tuple[float, dict]:
     """Return the seconds, and the features by path, of one process without Spark."""
     started = time.monotonic()
-    infer = inference.open_backbone(network.content)
+    infer = udf.open_backbone(network.content)
     size = network.spec.input_size
     features = {}
     for path in paths:
-        features[path] = infer(inference.decode_image(Path(path).read_bytes(), size))
+        features[path] = infer(udf.decode_image(Path(path).read_bytes(), size))
     return time.monotonic() - started, features
 
 
@@ -78,18 +85,18 @@ def largest_difference(run: runs.Run, expected: dict) -> float:
 
 
 def write_readme(count, cores, bare, ours, difference, network) -> None:
-    """Write the figures where a reader looks for them, and print them."""
+    """Write the figures to README.md, and print them."""
     one, spark = statistics.median(bare), statistics.median(ours)
     text = f"""# Measured
 
 `make bench`, {date.today()}, {platform.machine()}, {cores} cores,
 Python {platform.python_version()}: {count:,} photographs, {network}.
-Median of {len(bare)} rounds, sides taking turns in one run.
+Median of {len(bare)} rounds; the sides take turns.
 
 | | images per second |
 |---|---|
 | bare decode + infer loop, one process, one core | {one:.0f} |
-| `featurize` on {cores} cores, from listing the folder to the last Parquet file | {spark:.0f} |
+| 02_featurize on {cores} cores, from listing the folder to the last Parquet file | {spark:.0f} |
 | **share of {cores} x the bare loop** | **{spark / (cores * one):.2f}** |
 
 Rounds: bare {", ".join(f"{x:.0f}" for x in bare)}; Spark {", ".join(f"{x:.0f}" for x in ours)}.
