@@ -2,19 +2,19 @@
 # Make a node of an EMR cluster ready for this project. EMR runs it on each node, as hadoop, before
 # it installs Spark; a node where it fails is not used.
 #
-#   bootstrap.sh --stage s3://bucket/prefix [--wheelhouse s3://bucket/prefix|none]
+#   bootstrap.sh --stage s3://bucket/prefix [--region eu-west-1]
 #
-# What `fruits emr create` has staged becomes a Python environment of its own, /opt/fruits/venv: the
-# system's Python belongs to dnf and the aws command, and EMR writes into it too. Wheels come from
-# the wheelhouse of this node's architecture, by default the stage's; from the package index if that
-# has none. Run again, it changes nothing until the lock or the project's wheel has changed.
+# What `fruits emr create` or `stage` has staged becomes a separate Python environment,
+# /opt/fruits/venv: the system's Python belongs to dnf and the aws command, and EMR writes into it
+# too. Wheels come from the stage's wheelhouse, or from the package index if that has none. Run
+# again, it changes nothing until the lock or the project's wheel has changed.
 set -euo pipefail
 umask 022  # YARN's containers run as other users, and have to read all of it
 
 readonly ROOT=/opt/fruits VENV=/opt/fruits/venv PYTHON=/usr/bin/python3.11
-readonly WORK=$ROOT/work  # downloads, beside what is made of them: one disk, looked at once
+readonly WORK=$ROOT/work  # downloads, on the same disk as the environment: checked once
 readonly NEEDED_MB=1000  # 760 at most were seen in use, 620 of them stay
-STAGE="" WHEELHOUSE=""
+STAGE="" REGION=""
 
 # The last line says what failed, in the words of the command that did, and the way out.
 doing="" remedy="" reason=""
@@ -55,12 +55,11 @@ attempt() {
 # copy WHAT FROM TO [OPTION...]: WHAT is cp or sync.
 copy() { attempt 3 600 aws s3 "$1" "$2" "$3" --only-show-errors "${@:4}"; }
 
-step "arguments" \
-  "write bootstrap.sh --stage s3://bucket/prefix [--wheelhouse s3://bucket/prefix|none]"
+step "arguments" "write bootstrap.sh --stage s3://bucket/prefix [--region eu-west-1]"
 while (($#)); do
   case "$1 ${2-}" in
     "--stage s3://"?*) STAGE="${2%/}" ;;
-    "--wheelhouse s3://"?* | "--wheelhouse none") WHEELHOUSE="${2%/}" ;;
+    "--region "?*) REGION="$2" ;;
     *) fail "$1 ${2-}" ;;
   esac
   shift 2
@@ -76,11 +75,20 @@ free_mb=$(($(df --output=avail -k "$ROOT" | tail -n 1) / 1024))
 mkdir "$WORK"
 export TMPDIR=$WORK
 
-step "reading $STAGE/" \
-  "check that \`fruits emr create\` staged it and that the node's role may read it"
+# EMR tells its nodes no region. Without one, boto3 asks us-east-1, which hangs in a private subnet.
+if [[ ! $REGION ]]; then
+  step "asking the instance for its region" "give it: bootstrap.sh --region eu-west-1"
+  imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}/latest
+  ask() { attempt 3 10 curl -sSf -o "$WORK/answer" "$@"; }
+  ask -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 60" "$imds/api/token"
+  ask -H "X-aws-ec2-metadata-token: $(<"$WORK/answer")" "$imds/meta-data/placement/region"
+  REGION="$(<"$WORK/answer")"
+fi
+export AWS_REGION="$REGION" AWS_DEFAULT_REGION="$REGION"
+
+step "reading $STAGE/" "fill it with \`fruits emr stage\`, and let the node's role read it"
 attempt 3 60 aws s3 ls "$STAGE/" >"$WORK/listing"
-step "taking fruits_lib from $STAGE/" \
-  "stage it again with \`fruits emr create\`, and remove other versions"
+step "taking fruits_lib from $STAGE/" "fill it again with \`fruits emr stage\`"
 mapfile -t wheels < <(awk '$4 ~ /^fruits_lib-.*\.whl$/ {print $4}' "$WORK/listing")
 ((${#wheels[@]} == 1)) || fail "${#wheels[@]} wheels of fruits_lib, not one: ${wheels[*]-}"
 wheel="${wheels[0]}"
@@ -101,27 +109,19 @@ if ! up_to_date; then
 
   pip=("$VENV/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check)
   locked=(--require-hashes --only-binary :all: --requirement "$WORK/requirements-node.lock")
-  if [[ $WHEELHOUSE != none ]]; then
-    from="${WHEELHOUSE:-$STAGE/wheelhouse}/$(uname -m)/"
-    step "reading $from" "check that the node's role may read it"
-    mkdir "$WORK/wheels"
-    copy cp "$from" "$WORK/wheels" --recursive --exclude "*" --include "*.whl"
-  fi
-  if compgen -G "$WORK/wheels/*.whl" >/dev/null; then
-    echo "bootstrap: wheels come from $from"
-    step "installing from $from" "run \`fruits emr wheelhouse\` again"
-    attempt 1 600 "${pip[@]}" "${locked[@]}" --no-index --find-links "$WORK/wheels"
-  else
-    step "looking for wheels" "run \`fruits emr wheelhouse\`, or leave --wheelhouse out"
-    [[ ${WHEELHOUSE:-none} == none ]] || fail "$from has none"
-    echo "bootstrap: wheels come from the package index"
-    step "installing from the package index" \
-      "nodes without a way to it take a wheelhouse: \`fruits emr wheelhouse\`"
-    attempt 3 600 "${pip[@]}" "${locked[@]}"
-  fi
-  step "installing $wheel" "stage it again with \`fruits emr create\`"
-  attempt 1 120 "${pip[@]}" --no-deps --no-index "$WORK/$wheel"
+  from="$STAGE/wheelhouse/$(uname -m)/"
+  step "reading $from" "check that the node's role may read it"
+  mkdir "$WORK/wheels"
+  copy cp "$from" "$WORK/wheels" --recursive --exclude "*" --include "*.whl"
+  source="$from" tries=1 options=(--no-index --find-links "$WORK/wheels")
+  compgen -G "$WORK/wheels/*.whl" >/dev/null || source="the package index" tries=3 options=()
+  echo "bootstrap: wheels come from $source"
+  step "installing from $source" "fill $from again with \`fruits emr stage\`"
+  attempt "$tries" 600 "${pip[@]}" "${locked[@]}" "${options[@]}"
+  # Before the project's wheel, which also asks for what nodes do not install: Spark, TensorFlow.
   attempt 1 60 "$VENV/bin/python" -I -m pip check
+  step "installing $wheel" "stage it again with \`fruits emr stage\`"
+  attempt 1 120 "${pip[@]}" --no-deps --no-index "$WORK/$wheel"
 fi
 
 step "reading $STAGE/backbones/" "check that the node's role may read it"
@@ -134,12 +134,13 @@ cat >"$ROOT/bin/fruits" <<'LAUNCHER'
 # Written by bootstrap.sh: `fruits` with EMR's Spark.
 set -euo pipefail
 shopt -s nullglob
-export SPARK_HOME=/usr/lib/spark
+export SPARK_HOME=/usr/lib/spark AWS_REGION=@REGION@ AWS_DEFAULT_REGION=@REGION@
 py4j=("$SPARK_HOME"/python/lib/py4j-*-src.zip)
 export PYTHONPATH="$SPARK_HOME/python:${py4j[0]:?is missing: the cluster has no Spark application}"
 export PYSPARK_PYTHON=/opt/fruits/venv/bin/python PYSPARK_DRIVER_PYTHON=/opt/fruits/venv/bin/python
 exec /opt/fruits/venv/bin/fruits "$@"
 LAUNCHER
+sed -i "s/@REGION@/$REGION/g" "$ROOT/bin/fruits"
 chmod 755 "$ROOT/bin/fruits"
 
 step "self-test" \
@@ -151,7 +152,7 @@ from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from fruits_lib.inference import decode_image, open_backbone  # all that executors import
+from fruits_lib.udf import decode_image, open_backbone  # all that executors import
 from PIL import Image
 
 photograph = io.BytesIO()
@@ -165,7 +166,7 @@ for path in backbones:
     except Exception as error:
         sys.exit(f"{path.name}: {error}")
     if not np.isfinite(features).all():
-        sys.exit(f"{path.name} gives features that are no numbers")
+        sys.exit(f"{path.name} gives features that are not finite")
     print(f"bootstrap: {path.name} gives {features.size} features")
 if not backbones:
     print("bootstrap: no backbone is staged: weights= of a run has to name a .tflite file")

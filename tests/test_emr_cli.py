@@ -3,21 +3,22 @@
 import gzip
 import json
 import re
-import socket
+import runpy
 import subprocess
-from dataclasses import fields
+import sys
+from dataclasses import fields, replace
 from datetime import timedelta
 
+import boto3
 import pytest
 from botocore.exceptions import NoCredentialsError
 from click.testing import CliRunner
-from fake_emr import BUCKET, STAGE, fake_world
+from fake_emr import BUCKET, NETWORK, REGION, STAGE, fake_world
 
-from fruits_lib.emr import cli, console, prices, staging, tunnel
-from fruits_lib.emr import cluster as life
+from fruits_lib.emr import cli, console, staging
+from fruits_lib.emr import cluster as clusters
 from fruits_lib.emr.cli import emr
-from fruits_lib.emr.console import Clock
-from fruits_lib.emr.spec import ClusterSpec
+from fruits_lib.emr.spec import ClusterSpec, build_request
 from fruits_lib.errors import FruitsError
 
 DATA, RUN = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/runs/1"
@@ -27,7 +28,6 @@ RUN_IT = ["run", "--data", DATA, "--run-dir", RUN, "-p", "weights=random", "--ye
 @pytest.fixture
 def world():
     with fake_world() as opened:
-        opened.put("photos/apple/1.jpg", b"a photograph")
         yield opened
 
 
@@ -36,7 +36,7 @@ def fruits(world):
     """Run a command; return its result, whose `stop` is the line it stopped with."""
 
     def run(*arguments, **options):
-        answer = CliRunner().invoke(emr, arguments, obj=Clock(world.sleep, world.now), **options)
+        answer = CliRunner().invoke(emr, arguments, **options)
         answer.stop = str(answer.exception) if isinstance(answer.exception, FruitsError) else ""
         if answer.exception and not isinstance(answer.exception, FruitsError | SystemExit):
             raise answer.exception
@@ -48,18 +48,50 @@ def fruits(world):
 
 @pytest.fixture
 def staged(monkeypatch, tmp_path):
-    """A checkout with what `create` stages, and a quick wheel and backbone."""
-    for name in ("bootstrap.sh", "requirements-node.lock"):
+    """A checkout with what `create` stages, and quick wheels and backbone."""
+    for name in ("bootstrap.sh", "requirements-node.lock", "scripts/doctor.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(staging, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(staging, "NODE_LOCK", tmp_path / "requirements-node.lock")
     monkeypatch.setattr(staging, "export", lambda spec: b"\x1c\0\0\0TFL3")
 
-    def build_wheel(folder):
-        wheel = folder / "fruits_lib-0.1-py3-none-any.whl"
-        wheel.write_bytes(b"a wheel")
-        return wheel
+    def build_wheels(folder, arch):
+        keys = ("fruits_lib-0.1-py3-none-any.whl", f"wheelhouse/{arch}/numpy.whl")
+        (folder / "wheel").write_bytes(b"a wheel")
+        return dict.fromkeys(keys, folder / "wheel")
 
-    monkeypatch.setattr(cli, "build_wheel", build_wheel)
+    monkeypatch.setattr(staging, "build_wheels", build_wheels)
+
+
+@pytest.fixture
+def stack(world):
+    """A stack named `mine`, as infrastructure.yaml makes one."""
+    outputs = {
+        "Stage": STAGE,
+        "Data": DATA,
+        "Runs": f"s3://{BUCKET}/runs",
+        "Subnet": "subnet-9",
+        "ServiceRole": "mine-emr",
+        "InstanceProfile": "mine-node",
+        "SecurityConfiguration": "mine-imdsv2",
+    }
+    template = {
+        "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {key: {"Value": value} for key, value in outputs.items()},
+    }
+    client = boto3.client("cloudformation", region_name=REGION)
+    client.create_stack(StackName="mine", TemplateBody=json.dumps(template))
+    return outputs
+
+
+def options(**given):
+    return [
+        text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)
+    ]
+
+
+CREATE = ["create", *options(stage=STAGE, key_name="mine", **NETWORK), "--yes"]
 
 
 def ctrl_c():
@@ -67,10 +99,10 @@ def ctrl_c():
 
 
 class TestPlan:
-    def test_creates_nothing(self, fruits, world):
-        answer = fruits("plan", "--stage", STAGE, "--images", "100000")
+    def test_needs_no_account_and_creates_nothing(self, fruits, world):
+        answer = fruits("plan", "--images", "100000")
         assert answer.exit_code == 0
-        assert "100,000" in answer.output
+        assert "100,000 images" in answer.output
         assert world.emr.list_clusters()["Clusters"] == []
 
     def test_json_is_the_request_that_aws_takes(self, fruits, world):
@@ -78,339 +110,330 @@ class TestPlan:
         assert world.emr.run_job_flow(**json.loads(answer.output))["JobFlowId"].startswith("j-")
 
     def test_every_field_of_the_specification_has_an_option(self):
-        options = {it.name for it in cli.plan.params}
-        assert options >= {field.name for field in fields(ClusterSpec)}
-
-    def test_a_tag_without_a_value_is_refused(self, fruits):
-        line = "--tag owner has no key and value: write --tag key=value"
-        assert fruits("plan", "--stage", STAGE, "--tag", "owner").stop == line
+        known = {option.name for option in cli.plan.params}
+        assert known >= {field.name for field in fields(ClusterSpec)}
 
     def test_the_region_is_that_of_the_environment(self, fruits, monkeypatch):
         monkeypatch.setenv("AWS_REGION", "eu-west-3")
-        assert "eu-west-3" in fruits("plan", "--stage", STAGE).output
+        assert "eu-west-3" in fruits("plan").output
+
+    @pytest.mark.parametrize("name", ["subnet", "ssh-group", "stage", "core"])
+    def test_an_empty_option_is_refused(self, fruits, name):
+        line = f"--{name} is empty: give a value, or leave the option out"
+        assert fruits("plan", f"--{name}", "").stop == line
+
+
+class TestStack:
+    def test_fills_what_is_not_given(self, fruits, stack):
+        found = json.loads(fruits("plan", "--stack", "mine", "--json").output)
+        assert found["Instances"]["Ec2SubnetId"] == stack["Subnet"]
+        assert found["ServiceRole"] == stack["ServiceRole"]
+        assert found["JobFlowRole"] == stack["InstanceProfile"]
+        assert found["SecurityConfiguration"] == stack["SecurityConfiguration"]
+        assert found["LogUri"] == f"{STAGE}/logs/"
+        asked = ("plan", "--stack", "mine", "--json", "--subnet", "subnet-1")  # an option wins
+        assert json.loads(fruits(*asked).output)["Instances"]["Ec2SubnetId"] == "subnet-1"
+        assert "AdditionalMasterSecurityGroups" not in found["Instances"]  # a stack without SSH
+
+    def test_a_missing_one_is_one_line(self, fruits, world):
+        stop = fruits("plan", "--stack", "none").stop
+        assert stop.startswith("DescribeStacks: ValidationError: ")
+        assert "none" in stop
+
+    def test_gives_a_run_its_folders(self, fruits, world, stack):
+        world.start()
+        world.events += [world.steps(*5 * ["COMPLETED"])]
+        answer = fruits("run", "--stack", "mine", "--yes")
+        assert re.search(rf"done: s3://{BUCKET}/runs/\d{{4}}-\d\d-\d\d-\d{{4}}/repo", answer.output)
+        assert DATA in world.cluster().steps[0].args
+
+    def test_without_one_a_run_needs_both_folders(self, fruits, world):
+        world.start()
+        stop = fruits("run", "--data", DATA, "--yes").stop
+        assert stop == "--data or --run-dir is missing: give both, or --stack NAME"
 
 
 @pytest.mark.usefixtures("staged")
 class TestCreate:
-    ASKED = ("create", "--stage", STAGE, "--key-name", "mine", "--yes")
-
     def ready(self, world):
         world.events += [world.becomes(state) for state in ("BOOTSTRAPPING", "WAITING")]
 
     def test_stages_creates_waits_and_says_how_to_reach_it(self, fruits, world):
         self.ready(world)
-        answer = fruits(*self.ASKED)
+        answer = fruits(*CREATE)
         assert answer.exit_code == 0
-        it = world.cluster()
-        assert "stage/bootstrap.sh" in world.listing()
-        assert f"{it.id} is starting" in answer.output
-        assert "https://127.0.0.1:9443" in answer.output
-        assert f"-L 127.0.0.1:9443:{it.master_public_dns_name}:9443" in answer.output
-        assert f"{it.id} still runs (WAITING): `fruits emr terminate {it.id}" in answer.output
+        cluster_id = world.cluster().id
+        assert {"stage/bootstrap.sh", "stage/wheelhouse/x86_64/numpy.whl"} <= world.listing()
+        assert f"{cluster_id} is starting, which takes 10 to 15 minutes" in answer.output
+        assert f"  fruits emr tunnel {cluster_id} --region eu-west-1\n" in answer.output
+        assert f"{cluster_id} still runs (WAITING): `fruits emr terminate " in answer.output
 
-    def test_shows_state_minutes_and_dollars_while_it_waits(self, fruits, world):
+    def test_stages_the_wheels_of_the_nodes_architecture(self, fruits, world):
         self.ready(world)
-        answer = fruits(*self.ASKED)
-        assert re.search(r"^STARTING, 0 min, \$0\.\d\d so far$", answer.stderr, re.M)
-        assert re.search(r"^BOOTSTRAPPING, 0 min, \$", answer.stderr, re.M)
-
-    def test_keeps_the_request(self, fruits, world):
-        self.ready(world)
-        fruits(*self.ASKED)
-        key = f"stage/clusters/{world.cluster().id}.json"
-        kept = json.load(world.s3.get_object(Bucket=BUCKET, Key=key)["Body"])
-        assert kept["AutoTerminationPolicy"]["IdleTimeout"] == 1800
-
-    def test_makes_the_security_configuration_that_asks_for_imdsv2(self, fruits, world):
-        self.ready(world)
-        fruits(*self.ASKED)
-        name = world.cluster().security_configuration
-        made = world.emr.describe_security_configuration(Name=name)["SecurityConfiguration"]
-        imds = json.loads(made)["InstanceMetadataServiceConfiguration"]
-        assert imds["MinimumInstanceMetadataServiceVersion"] == 2
+        fruits(*CREATE, *options(primary="m6g.xlarge", core="m6g.xlarge"))
+        assert "stage/wheelhouse/aarch64/numpy.whl" in world.listing()
 
     def test_asks_with_the_price_and_a_no_does_nothing(self, fruits, world):
-        answer = fruits(*self.ASKED[:-1], input="n\n")
+        answer = fruits(*CREATE[:-1], input="n\n")
         assert answer.exit_code == 1
-        assert re.search(
-            r"1 m5.xlarge \+ 2 m5.xlarge in eu-west-1: \$\d\.\d\d an hour", answer.output
-        )
+        price = r"1 primary m5.xlarge \+ 2 core m5.xlarge in eu-west-1: \$\d\.\d\d an hour; prices"
+        assert re.search(price, answer.output)
         assert world.emr.list_clusters()["Clusters"] == []
-        assert "stage/bootstrap.sh" not in world.listing()
+        assert world.listing() == set()
 
-    def test_a_wrong_request_stops_before_anything_is_staged(self, fruits, world):
-        assert "m9.huge" in fruits(*self.ASKED, "--core", "m9.huge").stop
-        assert "stage/bootstrap.sh" not in world.listing()
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            ({"core": "m9.huge"}, "m9.huge"),
+            ({"release": "emr-7.9.0"}, "EMRFS"),
+            ({"stage": "s3://other"}, "is not s3://bucket/prefix"),
+        ],
+    )
+    def test_a_wrong_wish_stops_before_anything_is_staged(self, fruits, world, more, words):
+        assert words in fruits(*CREATE, *options(**more)).stop
+        assert world.listing() == set()
+
+    def test_a_quota_too_small_stops_before_anything_is_staged(self, fruits, world):
+        world.vcpus = 1.0
+        assert fruits(*CREATE).stop.startswith("12 vCPUs are needed, the account's quota in eu-w")
+        assert world.listing() == set()
+
+    def test_a_quota_that_may_not_be_asked_for_is_said(self, fruits, world):
+        world.vcpus = None
+        self.ready(world)
+        answer = fruits(*CREATE)
+        assert "The vCPU quota was not checked: GetServiceQuota: NoSuchResource" in answer.output
+        assert answer.exit_code == 0
+
+    @pytest.mark.parametrize("name", NETWORK)
+    def test_what_the_account_must_have_is_needed(self, fruits, world, name):
+        given = {key: value for key, value in NETWORK.items() if key != name}
+        stop = fruits("create", "--yes", *options(stage=STAGE, **given)).stop
+        assert stop == f"--{name.replace('_', '-')} is missing: give it, or --stack NAME"
 
     def test_a_failed_start_gives_the_reason_the_logs_and_what_runs(self, fruits, world):
-        reason = "On the primary instance, bootstrap action 1 returned a non-zero return code"
+        reason = "bootstrap action 1 returned a non-zero return code"
         world.events += [world.becomes("BOOTSTRAPPING"), world.becomes("TERMINATING", reason)]
-        stop = fruits(*self.ASKED).stop
-        it = world.cluster().id
-        assert stop.startswith(f"{it} failed to start: {reason}; see `fruits emr logs {it} --reg")
-        assert "--bootstrap`" in stop
-        assert f"; {it} is ending: " in stop
-
-    def test_one_that_ended_at_once_runs_no_more(self, fruits, world):
-        world.events += [world.becomes("TERMINATED_WITH_ERRORS", "no such subnet")]
-        stop = fruits(*self.ASKED).stop
-        assert "failed to start: no such subnet" in stop
-        assert stop.endswith("has ended: nothing runs any more")
+        stop = fruits(*CREATE).stop
+        cluster_id = world.cluster().id
+        assert stop.startswith(f"{cluster_id} failed to start: {reason}; see `fruits emr logs ")
+        assert f"--bootstrap`; {cluster_id} is ending: " in stop
 
     def test_ctrl_c_and_a_yes_end_it(self, fruits, world):
         world.events += [ctrl_c, world.becomes("TERMINATED")]
-        answer = fruits(*self.ASKED, input="y\n")
+        answer = fruits(*CREATE, input="y\n")
         assert answer.exit_code == console.INTERRUPTED
         assert f"end {world.cluster().id}?" in answer.stderr
-        assert "interrupted; " in answer.stderr
         assert answer.stderr.endswith("has ended: nothing runs any more\n")
 
     @pytest.mark.parametrize("typed", ["n\n", ""])
     def test_ctrl_c_and_no_yes_leave_it_and_say_so(self, fruits, world, typed):
         world.events += [ctrl_c]
-        answer = fruits(*self.ASKED, input=typed)
+        answer = fruits(*CREATE, input=typed)
         assert answer.exit_code == console.INTERRUPTED
-        line = f"still runs (STARTING): `fruits emr terminate {world.cluster().id} --region"
-        assert line in answer.stderr
+        assert "interrupted; " in answer.stderr
+        assert f"still runs (STARTING): `fruits emr terminate {world.cluster().id}" in answer.stderr
 
-    def test_a_request_that_cannot_be_kept_does_not_hide_the_cluster(
-        self, fruits, world, monkeypatch
-    ):
-        def fail(*_):
-            raise FruitsError("the bucket is away")
+    def test_a_lost_connection_says_that_it_may_run(self, fruits, world, monkeypatch):
+        def lost(*_, **__):
+            raise NoCredentialsError
 
-        monkeypatch.setattr(life, "save_request", fail)
-        assert re.match("the bucket is away; j-.* still runs", fruits(*self.ASKED).stop)
+        monkeypatch.setattr(clusters, "wait", lost)
+        monkeypatch.setattr(console, "state", lost)
+        stop = fruits(*CREATE).stop
+        cluster_id = world.cluster().id
+        assert f"; whether {cluster_id} still runs is unknown (AWS credentials are missing" in stop
+        assert stop.endswith(f"`fruits emr terminate {cluster_id} --region eu-west-1` ends it")
 
-    def test_without_a_key_pair_there_is_no_tunnel_and_it_says_so(self, fruits, world):
-        self.ready(world)
-        answer = fruits("create", "--stage", STAGE, "--yes")
-        assert "create one with --key-name for a tunnel" in answer.output
+    def test_a_bug_of_ours_says_what_runs_too(self, world, monkeypatch):
+        monkeypatch.setattr(clusters, "request_uri", lambda *_: 1 / 0)
+        answer = CliRunner().invoke(emr, CREATE)
+        assert isinstance(answer.exception, ZeroDivisionError)
+        assert f"{world.cluster().id} still runs (STARTING): `fruits emr term" in answer.stderr
 
-    def test_a_missing_backbone_is_said(self, fruits, world, monkeypatch):
-        def export(spec):
-            raise FruitsError("TensorFlow is not installed here")
 
-        monkeypatch.setattr(staging, "export", export)
-        self.ready(world)
-        assert "no backbone is staged (TensorFlow is not" in fruits(*self.ASKED).output
+@pytest.mark.usefixtures("staged")
+class TestStage:
+    def test_fills_the_stack_s_bucket_and_creates_nothing(self, fruits, world, stack):
+        answer = fruits("stage", "--stack", "mine")
+        assert f"{STAGE}: {len(world.listing())} files written, 0 there already" in answer.output
+        assert "stage/wheelhouse/x86_64/numpy.whl" in world.listing()
+        assert world.emr.list_clusters()["Clusters"] == []
 
 
 class TestClone:
     def test_takes_the_request_that_was_kept(self, fruits, world):
-        old = world.start("TERMINATED", key_name="mine", core_nodes=3)
-        spec = life.spec_of(world.emr, life.describe(world.emr, old))
-        request = cli._request(spec) | {"EbsRootVolumeSize": 77}
-        life.save_request(world.s3, old, request)
-        world.events += [self.ready(world, old)]
+        old = world.start("TERMINATED", key_name="mine")
+        request = replace(ClusterSpec(STAGE), core_nodes=3)
+        kept = build_request(request) | {"EbsRootVolumeSize": 77}
+        world.put(f"stage/clusters/{old}.json", json.dumps(kept).encode())
+        world.events += [lambda: world.becomes("WAITING", cluster_id=self.other(world, old))()]
         answer = fruits("clone", old, "--yes")
         assert answer.exit_code == 0
-        assert world.cluster(self.other(world, old)).ebs_root_volume_size == 77
-
-    def test_else_what_emr_says_of_the_old_one(self, fruits, world):
-        old = world.start("TERMINATED", key_name="mine", core_nodes=3)
-        world.events += [self.ready(world, old)]
-        answer = fruits("clone", "--yes")
-        assert f"the request of {old} was not kept: taken from what EMR says" in answer.output
         new = world.cluster(self.other(world, old))
-        assert (new.ec2_key_name, new.instance_count) == ("mine", 4)
+        assert (new.ebs_root_volume_size, new.instance_count) == (77, 4)
         assert f"stage/clusters/{new.id}.json" in world.listing()
+
+    def test_without_a_kept_request_one_line_says_so(self, fruits, world):
+        old = world.start("TERMINATED")
+        assert fruits("clone", "--yes").stop.startswith(
+            f"{STAGE}/clusters/{old}.json is not there: only"
+        )
 
     def test_a_no_creates_nothing(self, fruits, world):
         old = world.start("TERMINATED")
+        kept = json.dumps(build_request(ClusterSpec(STAGE)))
+        world.put(f"stage/clusters/{old}.json", kept.encode())
         answer = fruits("clone", input="n\n")
         assert answer.exit_code == 1
-        assert f"as {old} (fruits" in answer.output
+        assert f"like {old} (fruits-zoe" in answer.output
         assert len(world.emr.list_clusters()["Clusters"]) == 1
 
     def other(self, world, old):
-        return next(it["Id"] for it in world.emr.list_clusters()["Clusters"] if it["Id"] != old)
-
-    def ready(self, world, old):
-        return lambda: world.becomes("WAITING", cluster_id=self.other(world, old))()
+        found = world.emr.list_clusters()["Clusters"]
+        return next(cluster["Id"] for cluster in found if cluster["Id"] != old)
 
 
-class TestListAndStatus:
+class TestListStatusCost:
     def test_running_ones_come_first_with_age_and_cost(self, fruits, world):
         running = world.start()
         world.cluster(running).creation_datetime -= timedelta(days=20)
         ended = world.start("TERMINATED")
         world.becomes("TERMINATED", cluster_id=ended)()
         first, second, last = fruits("list").output.splitlines()
-        assert first.startswith(f"{running} ")
-        assert re.search(r"WAITING +480 h 00 min +\$\d+\.\d\d  fruits$", first)
+        assert re.search(rf"^{running} .*WAITING +480 h 00 min +\$\d+\.\d\d  fruits-zoe$", first)
         assert second.startswith(f"{ended} ")
-        assert last.startswith("1 running in eu-west-1")
+        assert last == "1 running in eu-west-1"
 
-    def test_another_s_cluster_is_listed_although_its_cost_is_secret(self, fruits, world):
-        it = world.start(name="secret")
+    def test_a_cost_that_is_not_known_is_a_question_mark(self, fruits, world):
+        cluster_id = world.start()
         for node in world.cluster().ec2_instances:
             node.ec2_instance.instance_type = "m9.huge"
-        assert re.search(rf"{it} .*\$\?  secret", fruits("list").output)
+        assert re.search(rf"{cluster_id} .*\$\?  fruits-zoe", fruits("list").output)
 
-    def test_none_is_said(self, fruits, world):
-        assert fruits("list").output == "0 running in eu-west-1\n"
-
-    def test_status_says_state_steps_tunnel_and_end(self, fruits, world):
-        it = world.start()
-        world.emr.add_job_flow_steps(
-            JobFlowId=it, Steps=[{"Name": "01_load", "HadoopJarStep": {"Jar": "x"}}]
-        )
+    def test_status_says_state_steps_and_end(self, fruits, world):
+        cluster_id = world.start()
+        step = {"Name": "01_load", "HadoopJarStep": {"Jar": "x"}}
+        world.emr.add_job_flow_steps(JobFlowId=cluster_id, Steps=[step])
         world.cluster().state = "RUNNING"
         said = fruits("status").output
-        for line in (f"{it} fruits in eu-west-1: RUNNING", "01_load RUNNING"):
+        for line in (f"{cluster_id} fruits-zoe RUNNING", "01_load RUNNING", "primary  ec2-"):
             assert line in said
-        assert f"fruits emr terminate {it} --region eu-west-1" in said
+        assert f"`fruits emr terminate {cluster_id} --region eu-west-1` ends it" in said
 
-    def test_status_of_none_is_one_line(self, fruits):
-        assert fruits("status").stop.startswith("no cluster named fruits runs in eu-west-1: see")
+    def test_an_unknown_id_is_one_line(self, fruits, world):
+        assert "j-NONE" in fruits("status", "j-NONE").stop
+
+    def test_cost_so_far_and_what_still_runs(self, fruits, world):
+        world.start()
+        world.slept = 3600
+        said = fruits("cost").output
+        assert re.search(
+            r"3\.0\d h  m5\.xlarge +on demand\n\$\d\.\d\d over 1 h 00 min\nprices", said
+        )
+        assert "still runs (WAITING)" in said
 
 
 class TestTunnel:
-    @pytest.fixture
-    def key(self, tmp_path):
-        file = tmp_path / "a key.pem"
-        file.write_text("private")
-        return str(file)
-
-    def free(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return str(probe.getsockname()[1])
-
-    def test_print_is_the_whole_command_quoted(self, fruits, world, key):
+    def test_print_is_the_whole_command_quoted(self, fruits, world):
         world.start(key_name="mine")
-        answer = fruits("tunnel", "--print", "--key", key)
-        at = world.cluster().master_public_dns_name
-        assert f"ssh -i '{key}' -N " in answer.output
-        assert f"-L 127.0.0.1:9443:{at}:9443 -L 127.0.0.1:18080:{at}:18080" in answer.output
-        assert answer.output.endswith(f" hadoop@{at}\n")
+        answer = fruits("tunnel", "--print", "--key", "a key.pem")
+        host = world.cluster().master_public_dns_name
+        assert answer.output.startswith("ssh -i 'a key.pem' -N -o ExitOnForwardFailure=yes ")
+        assert f"-L 127.0.0.1:9443:{host}:9443 -L 127.0.0.1:18080:{host}:18080" in answer.output
+        assert answer.output.endswith(f" hadoop@{host}\n")
 
-    def test_the_default_key_file_is_named_like_the_key_pair(self, fruits, world):
-        world.start(key_name="mine")
-        assert "/.ssh/mine.pem -N" in fruits("tunnel", "--print").output
-
-    def test_runs_ssh_and_says_afterwards_what_runs(self, fruits, world, key, monkeypatch):
-        it, ran = world.start(key_name="mine"), []
-        monkeypatch.setattr(tunnel.shutil, "which", lambda name: name)
+    def test_runs_ssh_and_says_afterwards_what_runs(self, fruits, world, monkeypatch):
+        cluster_id, ran = world.start(key_name="mine"), []
 
         def run(command):
             ran.append(command)
             return subprocess.CompletedProcess(command, 0)
 
-        monkeypatch.setattr(tunnel.subprocess, "run", run)
-        ports = ["--hub-port", self.free(), "--history-port", self.free()]
-        answer = fruits("tunnel", "--key", key, *ports)
-        assert answer.exit_code == 0
-        assert ran[0][:3] == ["ssh", "-i", key]
-        assert f"{it} still runs (WAITING)" in answer.output
+        monkeypatch.setattr(cli.subprocess, "run", run)
+        answer = fruits("tunnel", "--hub-port", "9444")
+        assert "127.0.0.1:9444:" in " ".join(ran[0])
+        assert "https://127.0.0.1:9444/user/jovyan/lab" in answer.output
+        assert f"{cluster_id} still runs (WAITING)" in answer.output
 
-    def test_a_port_in_use_is_named_with_the_option(self, fruits, world, key):
+    def test_a_failure_of_ssh_fails(self, fruits, world, monkeypatch):
         world.start(key_name="mine")
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
-            stop = fruits("tunnel", "--key", key, "--hub-port", str(port)).stop
-        assert stop.startswith(f"port {port} of this machine is not to be had (Address already in")
-        assert stop.endswith("or give another --hub-port")
-
-    def test_ssh_s_failure_has_a_way_out(self, fruits, world, key, monkeypatch):
-        world.start(key_name="mine")
-        monkeypatch.setattr(tunnel.shutil, "which", lambda name: name)
         failed = subprocess.CompletedProcess([], 255)
-        monkeypatch.setattr(tunnel.subprocess, "run", lambda command: failed)
-        ports = ["--hub-port", self.free(), "--history-port", self.free()]
-        stop = fruits("tunnel", "--key", key, *ports).stop
-        assert stop.startswith("ssh ended with 255: does the primary node's security group let")
-
-    def test_without_ssh(self, fruits, world, key, monkeypatch):
-        world.start(key_name="mine")
-        monkeypatch.setattr(tunnel.shutil, "which", lambda name: None)
-        assert fruits("tunnel", "--key", key).stop.startswith("ssh is not installed: install")
-
-    def test_a_missing_key_file(self, fruits, world):
-        world.start(key_name="mine")
-        stop = fruits("tunnel", "--key", "nowhere.pem").stop
-        assert stop == "nowhere.pem is no file: give the key pair's private half by --key"
+        monkeypatch.setattr(cli.subprocess, "run", lambda command: failed)
+        assert fruits("tunnel").stop.startswith("ssh ended with 255: see its message above")
 
     def test_a_cluster_without_a_key_pair(self, fruits, world):
-        it = world.start()
-        assert fruits("tunnel").stop.startswith(f"{it} has no SSH key: a tunnel needs a cluster")
+        line = f"{world.start()} is WAITING and has no address yet, or no SSH key: wait, or create"
+        assert fruits("tunnel").stop.startswith(line)
 
-    def test_a_cluster_that_is_not_ready(self, fruits, world):
-        it = world.start("BOOTSTRAPPING", key_name="mine")
-        assert fruits("tunnel").stop.startswith(f"{it} is BOOTSTRAPPING: a tunnel needs one that")
+    def test_a_cluster_without_an_address_yet(self):
+        cluster = {"Id": "j-1", "Ec2InstanceAttributes": {}, "Status": {"State": "STARTING"}}
+        with pytest.raises(FruitsError, match="j-1 is STARTING and has no address yet, or no SSH"):
+            console.ssh_command(cluster, "key.pem")
 
 
 class TestRun:
-    def all_done(self, world):
-        return lambda: [world.step(n, "COMPLETED")() for n in range(5)]
-
-    def third_fails(self, world):
+    def fails(self, world):
         def event():
-            for n, state in enumerate(
-                ["COMPLETED", "COMPLETED", "FAILED", "CANCELLED", "CANCELLED"]
-            ):
-                world.step(n, state)()
+            world.steps("COMPLETED", "COMPLETED", "FAILED", "CANCELLED", "CANCELLED")()
             error = {"output_type": "error", "ename": "FruitsError", "evalue": "k=300 is too many"}
             content = {"cells": [{"cell_type": "code", "outputs": [error]}]}
             world.put("runs/1/notebooks/03_pick_k.ipynb", json.dumps(content).encode())
 
         return event
 
-    def test_follows_five_notebooks_to_the_report(self, fruits, world):
+    def test_prints_a_line_for_each_notebook_with_minutes_and_cost(self, fruits, world):
         world.start()
-        world.events += [world.step(0, "COMPLETED"), self.all_done(world)]
+        world.events += [world.steps("COMPLETED"), world.steps(*5 * ["COMPLETED"])]
         answer = fruits(*RUN_IT)
         assert answer.exit_code == 0
+        assert re.search(r"^01_load +\d min +\$\d\.\d\d so far$", answer.output, re.M)
+        assert re.search(r"^05_verify +\d min +\$\d\.\d\d so far$", answer.output, re.M)
+        assert {step.action_on_failure for step in world.cluster().steps} == {"CANCEL_AND_WAIT"}
         assert f"5 notebooks are done: {RUN}/report.html" in answer.output
-        assert "1 of 5 notebooks done, 02_featurize PENDING" in answer.stderr
         assert "still runs (RUNNING)" in answer.output
 
     def test_prints_the_notebook_s_own_error_and_what_runs(self, fruits, world):
-        it = world.start()
-        world.events += [self.third_fails(world)]
+        cluster_id = world.start()
+        world.events += [self.fails(world)]
         answer = fruits(*RUN_IT)
-        assert answer.exit_code == 1
-        assert answer.stop.startswith(
-            f"03_pick_k: FruitsError: k=300 is too many; {it} still runs (RUNNING): `fruits emr "
-        )
+        line = f"03_pick_k: FruitsError: k=300 is too many; {cluster_id} still runs (RUNNING): `fr"
+        assert answer.stop.startswith(line)
 
-    def test_a_wrong_parameter_adds_no_step(self, fruits, world):
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            (["-p", "k=many"], "k='many' is not of type int"),
+            (["--data", "photos"], "data=photos is not an s3:// URI"),
+            (["-p", "weights=my.tflite"], "weights=my.tflite is not an s3:// URI"),
+        ],
+    )
+    def test_a_wrong_parameter_adds_no_step(self, fruits, world, more, words):
         world.start()
-        assert fruits(*RUN_IT, "-p", "k=many").stop.startswith("k='many' is no int")
-        assert world.cluster().steps == []
-
-    def test_an_empty_prefix_adds_no_step(self, fruits, world):
-        world.start()
-        asked = [word.replace("/photos", "/nothing") for word in RUN_IT]
-        assert fruits(*asked).stop.startswith(f"data=s3://{BUCKET}/nothing holds no object")
+        assert fruits(*RUN_IT, *more).stop.startswith(words)
         assert world.cluster().steps == []
 
     def test_a_no_adds_no_step_and_ends_nothing(self, fruits, world):
         world.start()
         answer = fruits(*RUN_IT[:-1], "--and-terminate", input="n\n")
         assert answer.exit_code == 1
-        assert world.cluster().steps == []
-        assert world.cluster().state == "WAITING"
+        assert (world.cluster().steps, world.cluster().state) == ([], "WAITING")
 
-    def test_the_end_comes_after_success_when_asked(self, fruits, world):
+    def test_the_end_comes_after_success_when_wanted(self, fruits, world):
         world.start()
-        world.events += [self.all_done(world), world.becomes("TERMINATED")]
+        world.events += [world.steps(*5 * ["COMPLETED"]), world.becomes("TERMINATED")]
         answer = fruits(*RUN_IT, "--and-terminate")
         assert answer.exit_code == 0
         assert re.search(r"has ended: TERMINATED, \$\d+\.\d\d in all", answer.output)
 
-    def test_the_end_comes_after_failure_when_asked(self, fruits, world):
+    def test_the_end_comes_after_failure_when_wanted(self, fruits, world):
         world.start()
-        world.events += [self.third_fails(world), world.becomes("TERMINATED")]
-        answer = fruits(*RUN_IT, "--and-terminate")
-        assert answer.exit_code == 1
-        assert answer.stop.startswith("03_pick_k: FruitsError: k=300 is too many; ")
-        assert answer.stop.endswith("has ended: nothing runs any more")
+        world.events += [self.fails(world), world.becomes("TERMINATED")]
+        stop = fruits(*RUN_IT, "--and-terminate").stop
+        assert stop.startswith("03_pick_k: FruitsError: k=300 is too many; ")
+        assert stop.endswith("has ended: nothing runs any more")
 
-    def test_the_end_comes_after_ctrl_c_when_asked_without_a_question(self, fruits, world):
+    def test_the_end_comes_after_ctrl_c_when_wanted_without_a_question(self, fruits, world):
         world.start()
         world.events += [ctrl_c, world.becomes("TERMINATED")]
         answer = fruits(*RUN_IT, "--and-terminate")
@@ -418,12 +441,7 @@ class TestRun:
         assert "?" not in answer.stderr
         assert answer.stderr.endswith("has ended: nothing runs any more\n")
 
-    def test_the_end_comes_after_a_wrong_parameter_when_asked(self, fruits, world):
-        world.start()
-        world.events += [world.becomes("TERMINATED")]
-        assert "nothing runs any more" in fruits(*RUN_IT, "-p", "k=many", "--and-terminate").stop
-
-    def test_the_end_comes_after_a_mistake_of_ours_when_asked(self, fruits, world, monkeypatch):
+    def test_the_end_comes_after_a_bug_of_ours_when_wanted(self, fruits, world, monkeypatch):
         world.start()
         monkeypatch.setattr(cli.steps, "requests", lambda *_: 1 / 0)
         world.events += [world.becomes("TERMINATED")]
@@ -432,78 +450,56 @@ class TestRun:
         assert world.cluster().state == "TERMINATED"
 
     def test_ctrl_c_leaves_the_steps_and_says_so(self, fruits, world):
-        it = world.start()
+        cluster_id = world.start()
         world.events += [ctrl_c]
         answer = fruits(*RUN_IT, input="n\n")
         assert answer.exit_code == console.INTERRUPTED
-        assert f"interrupted; {it} still runs (RUNNING): `fruits emr terminate" in answer.stderr
+        assert f"interrupted; {cluster_id} still runs (RUNNING): `fruits emr term" in answer.stderr
 
-    def test_a_cluster_that_ends_in_the_middle_is_told_from_a_failure(self, fruits, world):
-        it = world.start()
-        world.events += [world.becomes("TERMINATED_WITH_ERRORS", "spot capacity")]
-        stop = fruits(*RUN_IT).stop
-        assert stop.startswith(f"01_load did not finish (RUNNING): {it} is TERMINATED_WITH_ERRORS")
-        assert stop.endswith("has ended: nothing runs any more")
+    def test_a_refused_end_is_said_with_the_failure(self, fruits, world):
+        world.start()
+        world.cluster().termination_protected = True
+        world.events += [self.fails(world)]
+        stop = fruits(*RUN_IT, "--and-terminate").stop
+        assert re.search(r"^03_pick_k: .*; TerminateJobFlows: .*; j-\w+ still runs \(", stop)
 
 
 class TestLogs:
     def test_lists_what_there_is(self, fruits, world):
-        it = world.start()
-        step = world.emr.add_job_flow_steps(
-            JobFlowId=it, Steps=[{"Name": "01_load", "HadoopJarStep": {"Jar": "x"}}]
-        )["StepIds"][0]
-        world.put(f"stage/logs/{it}/steps/{step}/stderr.gz", gzip.compress(b"said"))
-        said = fruits("logs").output
-        assert re.search(f"{step} 01_load +RUNNING +stderr in the bucket", said)
+        cluster_id = world.start()
+        step = {"Name": "01_load", "HadoopJarStep": {"Jar": "x"}}
+        (step_id,) = world.emr.add_job_flow_steps(JobFlowId=cluster_id, Steps=[step])["StepIds"]
+        assert f"--step {step_id}  01_load RUNNING" in fruits("logs").output
 
     def test_prints_a_step_s_stderr(self, fruits, world):
-        it = world.start("TERMINATED")
-        world.put(f"stage/logs/{it}/steps/s-1/stderr.gz", gzip.compress("a naïve word\n".encode()))
+        where = f"stage/logs/{world.start('TERMINATED')}"
+        world.put(f"{where}/steps/s-1/stderr.gz", gzip.compress("a naïve word\n".encode()))
         assert fruits("logs", "--step", "s-1").output == "a naïve word\n"
 
-    def test_a_log_that_is_not_there_yet(self, fruits, world):
-        it = world.start()
-        stop = fruits("logs", "--step", "s-1").stop
-        assert stop.startswith(f"{STAGE}/logs/{it}/steps/s-1/stderr.gz is not there: EMR copies")
-
     def test_prints_the_bootstrap_logs(self, fruits, world):
-        it = world.start("TERMINATED_WITH_ERRORS")
-        key = f"stage/logs/{it}/node/i-1/bootstrap-actions/1/stderr.gz"
-        world.put(key, gzip.compress(b"bootstrap: FAILED: no such wheel\n"))
+        nodes = f"stage/logs/{world.start('TERMINATED')}/node"
+        said = gzip.compress(b"bootstrap: FAILED: no such wheel\n")
+        world.put(f"{nodes}/i-1/bootstrap-actions/1/stderr.gz", said)
+        world.put(f"{nodes}/i-1/daemons/instance-state/stderr.gz", gzip.compress(b"else"))
         said = fruits("logs", "--bootstrap").output
         assert said == "== i-1\nbootstrap: FAILED: no such wheel\n"
 
-    def test_no_bootstrap_log_yet(self, fruits, world):
-        world.start()
-        assert "has no bootstrap log: EMR copies it" in fruits("logs", "--bootstrap").stop
-
-
-class TestCost:
-    def test_so_far_and_what_still_runs(self, fruits, world):
-        world.start()
-        world.slept = 3600
-        said = fruits("cost").output
-        assert re.search(r"3\.0\d h  m5\.xlarge +on demand", said)
-        assert re.search(r"\$\d\.\d\d so far, over 1 h 00 min", said)
-        assert "still runs (WAITING)" in said
-
-    def test_in_all_after_the_end(self, fruits, world):
-        world.start()
-        world.slept = 7200
-        world.becomes("TERMINATED")()
-        world.slept = 90_000
-        said = fruits("cost").output
-        assert re.search(r"\$\d\.\d\d in all, over 2 h 00 min", said)
-        assert "still runs" not in said
+    @pytest.mark.parametrize(
+        ("asked", "where"), [(["--step", "s-1"], "steps/s-1"), (["--bootstrap"], "node")]
+    )
+    def test_a_log_that_is_not_there_yet(self, fruits, world, asked, where):
+        cluster_id = world.start()
+        stop = fruits("logs", *asked).stop
+        assert stop.startswith(f"{STAGE}/logs/{cluster_id}/{where}/ has no stderr.gz: EMR copies")
 
 
 class TestTerminate:
     def test_asks_ends_waits_and_says_so(self, fruits, world):
-        it = world.start()
+        cluster_id = world.start()
         world.events += [world.becomes("TERMINATED")]
         answer = fruits("terminate", input="y\n")
-        assert f"end {it} (fruits, WAITING)?" in answer.output
-        assert re.search(rf"{it} has ended: TERMINATED, \$\d+\.\d\d in all\n$", answer.output)
+        assert f"end {cluster_id} (fruits-zoe, WAITING)?" in answer.output
+        assert re.search(rf"{cluster_id} has ended: TERMINATED, \$\d+\.\d\d in all", answer.output)
 
     def test_a_no_ends_nothing(self, fruits, world):
         world.start()
@@ -511,85 +507,45 @@ class TestTerminate:
         assert world.cluster().state == "WAITING"
 
     def test_a_protected_one_needs_more_than_yes(self, fruits, world):
-        it = world.start()
+        cluster_id = world.start()
         world.cluster().termination_protected = True
         stop = fruits("terminate", "--yes").stop
-        assert stop.startswith(f"{it} is protected against termination: add --unprotect to end it")
+        assert f"; {cluster_id} still runs (WAITING)" in stop
         assert world.cluster().state == "WAITING"
-
-    @pytest.mark.parametrize(("more", "typed"), [(["--yes", "--unprotect"], ""), ([], "y\n")])
-    def test_a_protected_one_ends_when_asked(self, fruits, world, more, typed):
-        world.start()
-        world.cluster().termination_protected = True
         world.events += [world.becomes("TERMINATED")]
-        assert fruits("terminate", *more, input=typed).exit_code == 0
-        assert world.cluster().state == "TERMINATED"
-
-    def test_one_that_has_ended_is_said(self, fruits, world):
-        it = world.start("TERMINATED")
-        assert fruits("terminate", it, "--yes").output == f"{it} has ended already: TERMINATED\n"
+        assert fruits("terminate", "--yes", "--unprotect").exit_code == 0
 
     def test_ctrl_c_while_waiting_says_that_it_is_ending(self, fruits, world):
-        it = world.start()
+        cluster_id = world.start()
         world.events += [ctrl_c]
         answer = fruits("terminate", "--yes")
         assert answer.exit_code == console.INTERRUPTED
-        assert f"interrupted; {it} is ending: `fruits emr status {it}" in answer.stderr
+        assert f"interrupted; {cluster_id} is ending: see `fruits emr status" in answer.stderr
 
 
-class TestPolicies:
-    ASKED = ("policies", "--stage", STAGE, "--data", DATA, "--run-dir", RUN)
+class TestDoctor:
+    def test_is_one_step_that_writes_where_nodes_may_and_prints_the_uri(self, fruits, world):
+        cluster_id = world.start()
+        world.events += [world.steps("COMPLETED")]
+        uri = f"{STAGE}/logs/{cluster_id}/doctor.json"
+        assert uri in fruits("doctor").output
+        (step,) = world.cluster().steps
+        assert step.args == ["spark-submit", f"{STAGE}/doctor.py", uri]
 
-    def test_print_all_as_json(self, fruits):
-        found = json.loads(fruits(*self.ASKED, "--account", "123456789012").output)
-        assert {"operator", "service-role", "node", f"bucket-{BUCKET}"} <= set(found)
-
-    def test_write_a_file_for_each(self, fruits, tmp_path):
-        fruits(*self.ASKED, "--account", "123456789012", "--to", str(tmp_path / "policies"))
-        operator = json.loads((tmp_path / "policies/operator.json").read_text())
-        assert operator["Version"] == "2012-10-17"
-
-
-class TestPrices:
-    def test_are_those_of_the_region_with_date_and_source(self, fruits):
-        said = fruits("prices", "--region", "eu-central-1").output
-        table = prices.load_prices()
-        assert re.search(
-            rf"m5.xlarge .*{table['regions']['eu-central-1']['ec2']['m5.xlarge']}", said
-        )
-        assert f"prices of {table['date']} ({table['source']})" in " ".join(said.split())
-
-    def test_of_an_unknown_region_ask_aws(self, fruits):
-        stop = fruits("prices", "--region", "eu-south-2").stop
-        assert stop.startswith("no prices in eu-south-2 are known here, but of eu-west-1, ")
-        assert stop.endswith("`fruits emr prices --refresh --region eu-south-2`")
-
-    def test_refresh_writes_first_and_prints_then(self, fruits, monkeypatch, tmp_path):
-        fresh = {**prices.load_prices(), "date": "2031-01-01", "source": "a Pricing API"}
-        file = tmp_path / "prices.json"
-        file.write_bytes(prices.PRICES.read_bytes())
-        monkeypatch.setattr(prices, "PRICES", file)
-        monkeypatch.setattr(prices, "refresh", lambda table: fresh)
-        assert "prices of 2031-01-01 (a Pricing API)" in fruits("prices", "--refresh").output
-        assert json.loads(file.read_text()) == fresh
-
-
-def test_wheelhouse_has_a_folder_for_each_architecture(fruits, world, monkeypatch):
-    def build_wheelhouse(folder, arch):
-        (folder / f"numpy-{arch}.whl").write_bytes(b"a wheel")
-        return [folder / f"numpy-{arch}.whl"]
-
-    monkeypatch.setattr(cli, "build_wheelhouse", build_wheelhouse)
-    asked = ("wheelhouse", "--to", f"{STAGE}/", "--arch", "x86_64", "--arch", "aarch64")
-    assert f"{STAGE}/wheelhouse/x86_64: 1 wheels written, 0 there" in fruits(*asked).output
-    assert "0 wheels written, 1 there already" in fruits(*asked).output
-    wheels = {key for key in world.listing() if key.endswith(".whl")}
-    assert wheels == {f"stage/wheelhouse/{arch}/numpy-{arch}.whl" for arch in ("x86_64", "aarch64")}
+    def test_on_the_node_it_finds_what_spark_and_yarn_say(self, spark):
+        path = str(staging.CHECKOUT / "scripts/doctor.py")
+        found = runpy.run_path(path)["examine"](spark)
+        assert found["spark"]["spark.master"] == "local[2]"
+        (python,) = {text.split(", AWS")[0] for text in (found["driver"], *found["executors"])}
+        assert python == f"Python {sys.version}, {sys.executable}"
+        assert "yarn.resourcemanager.hostname" in found["yarn"]
+        assert "URLError" in found["nodes"]  # no YARN here: the text of its error, and the rest
+        assert not re.search("secret|password", " ".join(found["spark"]), re.IGNORECASE)
 
 
 def test_what_aws_refuses_is_one_line(fruits, world, monkeypatch):
     def refuse(*_):
         raise NoCredentialsError
 
-    monkeypatch.setattr(life, "recent", refuse)
+    monkeypatch.setattr(clusters, "recent", refuse)
     assert fruits("list").stop.startswith("AWS credentials are missing: set AWS_PROFILE")

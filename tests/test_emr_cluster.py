@@ -1,21 +1,19 @@
-"""A cluster's life against moto's EMR; every state is moved by the test."""
+"""Clusters of moto's EMR: started once, found, waited for, paid for. The test moves every state."""
 
 import threading
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from fake_emr import REGION, STAGE, fake_world
 
 from fruits_lib import aws
-from fruits_lib.emr import cluster as life
+from fruits_lib.emr import cluster as clusters
 from fruits_lib.emr import prices
-from fruits_lib.emr.request import build_request, load_configurations
-from fruits_lib.emr.spec import ClusterSpec
+from fruits_lib.emr.spec import DATA_GB, ClusterSpec, build_request
 from fruits_lib.errors import FruitsError
-
-IMDSV2 = {"InstanceMetadataServiceConfiguration": {"MinimumInstanceMetadataServiceVersion": 2}}
 
 
 @pytest.fixture
@@ -52,20 +50,18 @@ def dropping(monkeypatch):
 
 class TestStart:
     def test_a_lost_answer_is_never_followed_by_a_second_request(self, dropping):
-        spec = ClusterSpec(STAGE)
         with pytest.raises(FruitsError, match="unknown: look with `fruits emr list --region eu-w"):
-            life.start(REGION, build_request(spec, load_configurations(spec)))
+            clusters.start(REGION, build_request(ClusterSpec(STAGE)))
         assert dropping.asked == 1
 
     def test_a_refusal_says_that_nothing_was_started(self, world, monkeypatch):
         client = aws.client("emr", REGION)
         monkeypatch.setattr(aws, "client", lambda *_: client)
         with Stubber(client) as stub:
-            stub.add_client_error(
-                "run_job_flow", "ValidationException", "Invalid InstanceProfile: x", 400
-            )
+            refusal = ("ValidationException", "Invalid InstanceProfile: x", 400)
+            stub.add_client_error("run_job_flow", *refusal)
             with pytest.raises(FruitsError, match="Invalid InstanceProfile: x; nothing was start"):
-                life.start(REGION, {"Name": "n", "Instances": {}})
+                clusters.start(REGION, {"Name": "n", "Instances": {}})
 
     def test_ctrl_c_in_the_middle_says_that_it_is_unknown(self, world, monkeypatch):
         class Client:
@@ -74,153 +70,102 @@ class TestStart:
 
         monkeypatch.setattr(aws, "client", lambda *_: Client())
         with pytest.raises(FruitsError, match="interrupted; whether a cluster was started is unk"):
-            life.start(REGION, {})
-
-    def test_the_request_is_kept_for_a_clone(self, world):
-        it = life.describe(world.emr, world.start())
-        request = {"Name": "kept", "LogUri": f"{STAGE}/logs/"}
-        life.save_request(world.s3, it.id, request)
-        assert life.saved_request(world.s3, it) == request
-
-    def test_a_request_that_was_not_kept_is_none(self, world):
-        assert life.saved_request(world.s3, life.describe(world.emr, world.start())) is None
-
-    def test_the_security_configuration_is_made_once(self, world):
-        made = [life.ensure_security_configuration(world.emr, "v2", IMDSV2) for _ in range(2)]
-        assert made == [True, False]
-        kept = world.emr.describe_security_configuration(Name="v2")["SecurityConfiguration"]
-        assert "MinimumInstanceMetadataServiceVersion" in kept
+            clusters.start(REGION, {})
 
 
 class TestFind:
     def test_the_running_one_of_the_name(self, world):
         world.start(name="another")
         wanted = world.start()
-        assert life.find(world.emr, "fruits", world.now).id == wanted
+        assert clusters.find(world.emr, "fruits-zoe")["Id"] == wanted
 
     def test_several_are_listed_in_one_line(self, world):
         ids = {world.start(), world.start("RUNNING")}
-        with pytest.raises(FruitsError, match="2 clusters named fruits run in eu-west-1") as failed:
-            life.find(world.emr, "fruits", world.now)
-        assert all(it in str(failed.value) for it in ids)
+        with pytest.raises(
+            FruitsError, match="eu-west-1 runs 2 clusters named fruits-zoe"
+        ) as found:
+            clusters.find(world.emr, "fruits-zoe")
+        assert all(cluster_id in str(found.value) for cluster_id in ids)
 
-    def test_an_ended_one_does_not_count(self, world):
-        world.start("TERMINATED")
-        with pytest.raises(FruitsError, match="no cluster named fruits runs in eu-west-1: see `fr"):
-            life.find(world.emr, "fruits", world.now)
-
-    def test_an_ended_one_counts_when_asked_and_the_newest_wins(self, world):
+    def test_an_ended_one_counts_when_wanted_and_the_newest_wins(self, world):
         old, new = world.start("TERMINATED"), world.start("TERMINATED_WITH_ERRORS")
         world.cluster(old).creation_datetime -= timedelta(days=1)
-        assert life.find(world.emr, "fruits", world.now, ended=True).id == new
+        assert clusters.find(world.emr, "fruits-zoe", ended=True)["Id"] == new
 
     def test_a_running_one_wins_over_a_newer_ended_one(self, world):
         running = world.start()
         world.cluster(running).creation_datetime -= timedelta(days=50)
         world.start("TERMINATED")
-        assert life.find(world.emr, "fruits", world.now, ended=True).id == running
-
-    def test_one_that_ended_long_ago_is_forgotten(self, world):
-        world.start("TERMINATED")
-        world.cluster().creation_datetime -= timedelta(days=31)
-        with pytest.raises(FruitsError, match="no cluster named fruits"):
-            life.find(world.emr, "fruits", world.now, ended=True)
-
-    def test_an_unknown_id_is_named_with_its_region(self, world):
-        with pytest.raises(FruitsError, match="^j-NONE is no cluster in eu-west-1: see `fruits em"):
-            life.describe(world.emr, "j-NONE")
+        assert clusters.find(world.emr, "fruits-zoe", ended=True)["Id"] == running
 
 
-class TestWatch:
-    def test_ends_when_a_wanted_state_is_reached(self, world):
-        it = world.start("STARTING")
-        world.events += [world.becomes("BOOTSTRAPPING"), world.becomes("WAITING")]
-        seen = [one.state for one in life.watch(world.emr, it, life.READY, world.sleep)]
-        assert seen == ["STARTING", "BOOTSTRAPPING", "WAITING"]
-        assert world.slept == 2 * life.POLL
+class TestWait:
+    @pytest.mark.parametrize("waiter", ["cluster_running", "cluster_terminated"])
+    def test_until_the_cluster_has_failed(self, world, waiter):
+        cluster_id = world.start("STARTING")
+        world.events += [world.becomes("TERMINATED_WITH_ERRORS")]
+        clusters.wait(world.emr, waiter, delay=1, ClusterId=cluster_id)
+        assert world.slept == 1
 
-    def test_ends_when_the_cluster_has_ended_instead(self, world):
-        it = world.start("STARTING")
-        world.events += [world.becomes("TERMINATED_WITH_ERRORS", "no instance of that type")]
-        *_, last = life.watch(world.emr, it, life.READY, world.sleep)
-        assert (last.state, last.reason) == ("TERMINATED_WITH_ERRORS", "no instance of that type")
-
-
-class TestTerminate:
-    def test_ends(self, world):
-        it = world.start()
-        life.terminate(world.emr, life.describe(world.emr, it))
-        assert life.describe(world.emr, it).state == "TERMINATING"
-
-    def test_a_protected_one_stays(self, world):
-        it = world.start()
-        world.cluster().termination_protected = True
-        with pytest.raises(FruitsError, match="is protected against termination: add --unprotect"):
-            life.terminate(world.emr, life.describe(world.emr, it))
-        assert life.describe(world.emr, it).state == "WAITING"
-
-    def test_a_protected_one_ends_when_unprotected(self, world):
-        it = world.start()
-        world.cluster().termination_protected = True
-        life.terminate(world.emr, life.describe(world.emr, it), unprotect=True)
-        assert life.describe(world.emr, it).state == "TERMINATING"
+    def test_a_refusal_is_raised(self, world):
+        with Stubber(world.emr) as stub:
+            stub.add_client_error("describe_cluster", "ExpiredTokenException", "expired", 400)
+            with pytest.raises(ClientError) as raised:
+                clusters.wait(world.emr, "cluster_running", ClusterId="j-1")
+        assert aws.explain(raised.value).endswith("log in again, for example `aws sso login`")
 
 
 class TestBill:
-    def price(self, market="ON_DEMAND"):
-        return prices.node_price("m5.xlarge", REGION, market == "SPOT")
+    def price(self, spot=False):
+        local = prices.table_prices(REGION)
+        ebs, market = ClusterSpec.ebs_gb + DATA_GB, "SPOT" if spot else "ON_DEMAND"
+        node = [("CORE", "m5.xlarge", 1, market)]
+        return sum(prices.hourly_costs(local, node, ebs).values())
 
     def test_three_nodes_for_two_hours(self, world):
-        it = world.start()
-        spent = life.bill(world.emr, it, world.now() + timedelta(hours=2))
-        assert spent.hours["m5.xlarge", "ON_DEMAND"] == pytest.approx(6, rel=0.01)
-        assert spent.dollars == pytest.approx(6 * self.price(), rel=0.01)
+        cluster_id = world.start()
+        world.slept = 7200
+        hours, dollars = clusters.bill(world.emr, cluster_id)
+        assert hours["m5.xlarge", "ON_DEMAND"] == pytest.approx(6, rel=0.01)
+        assert dollars == pytest.approx(6 * self.price(), rel=0.01)
 
     def test_stands_still_after_the_end(self, world):
-        it = world.start()
+        cluster_id = world.start()
         world.slept = 3600
         world.becomes("TERMINATED")()
-        after = [life.bill(world.emr, it, world.now() + timedelta(days=d)) for d in (0, 9)]
-        assert after[0] == after[1]
-        assert after[0].dollars == pytest.approx(3 * self.price(), rel=0.01)
+        first = clusters.bill(world.emr, cluster_id)
+        world.slept = 900_000
+        assert clusters.bill(world.emr, cluster_id) == first
+        assert first[1] == pytest.approx(3 * self.price(), rel=0.01)
 
     def test_a_node_that_scaling_ended_is_paid_until_then(self, world):
-        it = world.start()
-        world.cluster().ec2_instances[-1].instance_group.end_date_time = world.now()
-        hours = life.bill(world.emr, it, world.now() + timedelta(hours=1)).hours
+        cluster_id = world.start()
+        world.cluster().ec2_instances[-1].instance_group.end_date_time = world.moto_time()
+        world.slept = 3600
+        hours, _ = clusters.bill(world.emr, cluster_id)
         assert hours["m5.xlarge", "ON_DEMAND"] == pytest.approx(1 + 2 / 60, rel=0.02)
 
     def test_spot_nodes_have_the_spot_price(self, world):
-        it = world.start()
+        cluster_id = world.start()
         for node in world.cluster().ec2_instances:
             node.instance_group.market = "SPOT"
-        spent = life.bill(world.emr, it, world.now() + timedelta(hours=1))
-        assert spent.dollars == pytest.approx(3 * self.price("SPOT"), rel=0.01)
-        assert self.price("SPOT") < self.price()
+        world.slept = 3600
+        _, dollars = clusters.bill(world.emr, cluster_id)
+        assert dollars == pytest.approx(3 * self.price(spot=True), rel=0.01)
 
-    def test_a_node_that_is_only_asked_for_costs_nothing(self, world):
-        it = world.start("STARTING")
+    def test_a_node_that_is_only_requested_costs_nothing(self, world):
+        cluster_id = world.start("STARTING")
         for group in world.cluster().instance_groups:
             group.state = "AWAITING_FULFILLMENT"
-        assert life.bill(world.emr, it, world.now()) == life.Bill({}, 0)
+        assert clusters.bill(world.emr, cluster_id) == ({}, 0)
 
     def test_a_type_without_a_price_is_not_guessed(self, world):
-        it = world.start()
+        cluster_id = world.start()
         for node in world.cluster().ec2_instances:
             node.ec2_instance.instance_type = "m9.huge"
-        assert life.bill(world.emr, it, world.now()).dollars is None
+        assert clusters.bill(world.emr, cluster_id)[1] is None
 
 
-def test_what_a_cluster_was_asked_to_be_can_be_told_from_it(world):
-    asked = {"core": "m5.xlarge", "core_nodes": 3, "key_name": "mine", "release": "emr-7.13.0"}
-    it = life.describe(world.emr, world.start(**asked))
-    spec = life.spec_of(world.emr, it)
-    assert {name: getattr(spec, name) for name in asked} == asked
-    assert (spec.stage, spec.instance_profile) == (STAGE, ClusterSpec.instance_profile)
-
-
-def test_logs_are_found_under_the_name_that_emr_gives_them(world):
-    it = world.start()
-    world.cluster().log_uri = "s3n://orchard/stage/logs/"  # whatever it was given
-    described = life.describe(world.emr, it)
-    assert (described.logs, described.stage) == (f"{STAGE}/logs", STAGE)
+def test_logs_are_found_under_the_name_that_emr_gives_them():
+    cluster = {"Id": "j-1", "LogUri": "s3n://orchard/stage/logs/"}  # whatever it was given
+    assert clusters.logs(cluster) == f"{STAGE}/logs/j-1"

@@ -4,15 +4,12 @@ import hashlib
 import tarfile
 import zipfile
 
-import boto3
 import pytest
-from moto import mock_aws
 
-from fruits_lib.emr import wheelhouse
-from fruits_lib.emr.wheelhouse import build_wheel, build_wheelhouse, upload
+from fruits_lib.emr import staging
+from fruits_lib.emr.staging import build_wheel, build_wheelhouse, build_wheels
 from fruits_lib.errors import FruitsError
 
-STAGE = "s3://lab/fruits"
 X86, ARM = "cp311-cp311-manylinux_2_28_x86_64", "cp311-cp311-manylinux_2_17_aarch64"
 
 
@@ -85,40 +82,8 @@ class TestWheelhouse:
         assert "HASHES" in line
         assert "pear==1.0" in line
 
-    def test_refuses_an_unknown_architecture(self, tmp_path):
-        assert "'arm64' is not known: choose one of x86_64, aarch64" in refusal(tmp_path, "arm64")
-
     def test_needs_a_checkout(self, tmp_path):
         assert "from a checkout" in refusal(tmp_path, "x86_64", tmp_path / "no.lock")
-
-
-class TestUpload:
-    @pytest.fixture
-    def s3(self, monkeypatch):
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        with mock_aws():
-            client = boto3.client("s3", region_name="us-east-1")
-            client.create_bucket(Bucket="lab")
-            yield client
-
-    def test_writes_where_bootstrap_looks(self, s3, tmp_path):
-        wheel = write_wheel(tmp_path, ARM)
-        key = f"fruits/wheelhouse/aarch64/{wheel.name}"
-        assert upload(s3, [wheel], STAGE, "aarch64") == [key]
-        stored = s3.get_object(Bucket="lab", Key=key)["Body"].read()
-        assert stored == wheel.read_bytes()
-
-    def test_sends_nothing_twice(self, s3, tmp_path):
-        wheel = write_wheel(tmp_path, ARM)
-        upload(s3, [wheel], STAGE, "aarch64")
-        assert upload(s3, [wheel], STAGE, "aarch64") == []
-
-    def test_replaces_a_wheel_that_is_cut_short(self, s3, tmp_path):
-        wheel = write_wheel(tmp_path, ARM)
-        key = f"fruits/wheelhouse/aarch64/{wheel.name}"
-        s3.put_object(Bucket="lab", Key=key, Body=wheel.read_bytes()[:-1])
-        assert upload(s3, [wheel], STAGE, "aarch64") == [key]
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +94,27 @@ def wheel(tmp_path_factory):
 class TestWheel:
     def test_carries_code_notebooks_and_tables(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
-        assert {"fruits_lib/inference.py", "fruits_lib/emr/prices.json"} <= set(names)
+        assert {"fruits_lib/udf.py", "fruits_lib/emr/prices.json"} <= set(names)
         assert sum("/data/share/fruits/notebooks/" in name for name in names) == 5
 
     def test_is_the_same_when_built_again(self, wheel, tmp_path):
         assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()
 
     def test_leaves_the_checkout_as_it_is(self, tmp_path):
-        before = set(wheelhouse.CHECKOUT.iterdir())
+        before = set(staging.CHECKOUT.iterdir())
         build_wheel(tmp_path)
-        assert set(wheelhouse.CHECKOUT.iterdir()) == before
+        assert set(staging.CHECKOUT.iterdir()) == before
 
     def test_needs_a_checkout(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(wheelhouse, "CHECKOUT", tmp_path)
+        monkeypatch.setattr(staging, "CHECKOUT", tmp_path)
         with pytest.raises(FruitsError, match=r"pyproject\.toml is missing.*from a checkout"):
             build_wheel(tmp_path)
+
+    def test_is_staged_with_the_wheelhouse_where_bootstrap_looks(
+        self, index, tmp_path, monkeypatch
+    ):
+        lock = write_lock(tmp_path, write_wheel(index, ARM))
+        monkeypatch.setattr(staging.build_wheelhouse, "__defaults__", (lock,))
+        monkeypatch.setattr(staging, "build_wheel", lambda folder: folder / "fruits_lib.whl")
+        keys = build_wheels(tmp_path / "work", "aarch64")
+        assert set(keys) == {"fruits_lib.whl", f"wheelhouse/aarch64/pear-1.0-{ARM}.whl"}

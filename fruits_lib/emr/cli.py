@@ -1,33 +1,28 @@
-"""`fruits emr`: a thin face over the cluster's life."""
+"""`fruits emr`: clusters on Amazon EMR, from a plan to the end."""
 
+import functools
 import json
 import shlex
+import subprocess
 import tempfile
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fruits_lib import aws, parameters
-from fruits_lib.emr import cluster as life
-from fruits_lib.emr import console, options, prices, request, staging, steps
-from fruits_lib.emr import tunnel as ssh
-from fruits_lib.emr.cluster import Cluster
-from fruits_lib.emr.console import Clock
-from fruits_lib.emr.options import REGION, YES, cluster_options, spec_options
-from fruits_lib.emr.plan import make_plan
-from fruits_lib.emr.policies import documents
+from fruits_lib import aws, parameters, storage
+from fruits_lib.emr import cluster as clusters
+from fruits_lib.emr import console, prices, staging, steps
+from fruits_lib.emr import spec as specs
+from fruits_lib.emr.cluster import state
 from fruits_lib.emr.spec import ClusterSpec
-from fruits_lib.emr.wheelhouse import ARCHITECTURES, build_wheel, build_wheelhouse, upload
 from fruits_lib.errors import FruitsError
-from fruits_lib.preflight import preflight
-
-LISTED = timedelta(days=7)
 
 
 class _Group(click.Group):
-    """What AWS refuses becomes one line here, once for all commands."""
+    """Turns every refusal of AWS into one line."""
 
     def invoke(self, context: click.Context):
         try:
@@ -37,384 +32,300 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group)
-@click.pass_context
-def emr(context: click.Context) -> None:
-    """A cluster on Amazon EMR: planned, created, used and ended."""
-    context.ensure_object(Clock)
+def emr() -> None:
+    """Clusters on Amazon EMR: plan, create, use and terminate them."""
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+REGION = click.option(
+    "--region",
+    default=lambda: aws.environment_region() or ClusterSpec.region,
+    help="Default: AWS_REGION, else eu-west-1.",
+)
+YES = click.option("--yes", is_flag=True, help="Do not ask.")
+NAME = click.option("--name", default=specs.default_name, help="Default: fruits-<user>.")
+STACK = click.option("--stack", help="CloudFormation stack made from infrastructure.yaml.")
+WEIGHTS = click.option("--weights", type=FILE, help="Default backbone, exported to a .tflite file.")
+# An option for each field of ClusterSpec; what a stack can give has no default.
+FIELDS = {field.name: field for field in fields(ClusterSpec) if field.metadata}
+OPTIONS = {
+    name: click.option(
+        f"--{name.replace('_', '-')}",
+        default=None if field.metadata["output"] else field.default,
+        show_default=bool(field.default),
+        help=field.metadata["help"] + " Default: the stack's." * bool(field.metadata["output"]),
+    )
+    for name, field in FIELDS.items()
+}
+
+
+def _with(*options):
+    """Return a decorator that adds options to a command."""
+    return lambda command: functools.reduce(lambda made, add: add(made), options[::-1], command)
+
+
+TAGS = click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="More tags.")
+spec_options = _with(STACK, NAME, REGION, *OPTIONS.values(), TAGS)  # what `_spec` takes
+
+
+def _spec(stack: str | None, tags: tuple[str, ...] = (), **asked) -> ClusterSpec:
+    """Return the specification asked for; explicit options win over the stack's outputs."""
+    for name, value in asked.items():
+        if value == "" and name != "key_name":
+            option = f"--{name.replace('_', '-')}"
+            raise FruitsError(f"{option} is empty: give a value, or leave the option out")
+    outputs = specs.stack_outputs(stack, asked["region"]) if stack else {}
+    for name, value in asked.items():
+        if value is None:
+            asked[name] = outputs.get(FIELDS[name].metadata["output"], "")
+    asked["stage"] = asked["stage"].rstrip("/")
+    return ClusterSpec(tags=dict(tag.partition("=")[::2] for tag in tags), **asked)
+
+
+def on_cluster(ended: bool = False):
+    """Add what names an existing cluster, and pass EMR's and S3's client and its description."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(cluster_id: str | None, name: str, region: str, **options):
+            emr, s3 = _clients(region)
+            if cluster_id:
+                cluster = emr.describe_cluster(ClusterId=cluster_id)["Cluster"]
+            else:
+                cluster = clusters.find(emr, name, ended)
+            return function(emr, s3, cluster, **options)
+
+        return _with(click.argument("cluster_id", required=False), NAME, REGION)(call)
+
+    return decorate
+
+
+def _clients(region: str):
+    return (aws.client(service, region, aws.RETRIES) for service in ("emr", "s3"))
 
 
 @emr.command()
 @spec_options
 @click.option("--images", default=100_000, show_default=True, help="Photographs to compute.")
-@click.option("--rate", type=float, help="Images per second and vCPU; default: an estimate.")
+@click.option("--rate", default=console.RATE, help="Images per second and vCPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the request that AWS would get.")
-def plan(images: int, rate: float | None, as_json: bool, **asked) -> None:
-    """Print what would be created, where, and at what price. Nothing is created.
-
-    The output of --json is the RunJobFlow request, for boto3 and other SDKs; the aws command has
-    dropped its `run-job-flow`.
-    """
-    spec = options.spec(asked)
-    wanted = _request(spec)  # a plan that AWS would refuse is none
-    click.echo(json.dumps(wanted, indent=2) if as_json else make_plan(spec, images, rate))
+def plan(images: int, rate: float, as_json: bool, **asked) -> None:
+    """Print what would be created, where, and at what price. Nothing is created."""
+    spec = _spec(**asked)
+    request = json.dumps(specs.build_request(spec), indent=2) if as_json else ""
+    click.echo(request or console.plan(spec, images, rate))
 
 
 @emr.command()
 @spec_options
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Default backbone, exported elsewhere to a .tflite file.",
-)
+@WEIGHTS
 @YES
-@click.pass_obj
-def create(clock: Clock, weights: Path | None, yes: bool, **asked) -> None:
+def create(weights: Path | None, yes: bool, **asked) -> None:
     """Stage code and notebooks, create a cluster, and wait until it is ready."""
-    spec = options.spec(asked)
-    wanted = _request(spec)
-    client, s3 = _clients(spec.region)
-    staging.check_bucket(s3, spec)
-    console.ask_to_spend(wanted, spec.region, yes)
-    with tempfile.TemporaryDirectory() as folder:
-        done = staging.stage(s3, spec, build_wheel(Path(folder)), weights)
-    click.echo(f"{spec.stage}: {len(done.written)} files written, {len(done.same)} there already")
-    for key in done.kept:
-        click.echo(f"s3://{spec.bucket}/{key} was edited in JupyterHub: it stays as it is")
-    if done.note:
-        click.echo(done.note)
-    _create(client, s3, wanted, clock)
+    spec = _spec(**asked)
+    for name in ("subnet", "service_role", "instance_profile", "security_configuration"):
+        if not getattr(spec, name):
+            raise FruitsError(f"--{name.replace('_', '-')} is missing: give it, or --stack NAME")
+    request = specs.build_request(spec)
+    emr, s3 = _clients(spec.region)
+    staging.check_bucket(s3, spec.stage)
+    console.ask_to_spend(emr, request, yes)
+    _stage(s3, spec, weights)
+    _create(emr, request)
 
 
 @emr.command()
-@cluster_options
-@YES
-@click.pass_obj
-def clone(clock: Clock, cluster_id: str | None, name: str, region: str, yes: bool) -> None:
-    """Create a cluster as the last one was, or the one named; it may have ended.
+@spec_options
+@WEIGHTS
+def stage(weights: Path | None, **asked) -> None:
+    """Stage code, notebooks and wheels for a cluster that you create in EMR's console."""
+    spec = _spec(**asked)
+    specs.check_stage(spec.stage)
+    _, s3 = _clients(spec.region)
+    staging.check_bucket(s3, spec.stage)
+    _stage(s3, spec, weights)
 
-    Code and notebooks stay as they are staged.
-    """
-    client, s3 = _clients(region)
-    old = _find(client, cluster_id, name, clock, ended=True)
-    wanted = life.saved_request(s3, old)
-    if wanted is None:
-        click.echo(f"the request of {old.id} was not kept: taken from what EMR says of it")
-        spec = life.spec_of(client, old)
-        wanted = request.build_request(spec, life.configurations(client, old.id))
-    request.check_request(wanted)
-    click.echo(f"as {old.id} ({old.name}, {old.created:%Y-%m-%d %H:%M})")
-    console.ask_to_spend(wanted, region, yes)
-    _create(client, s3, wanted, clock)
+
+@emr.command()
+@on_cluster(ended=True)
+@YES
+def clone(emr, s3, cluster: dict, yes: bool) -> None:
+    """Create a cluster like the last one, or the one named; code stays as it is staged."""
+    request = clusters.saved_request(cluster)
+    created = cluster["Status"]["Timeline"]["CreationDateTime"]
+    click.echo(f"like {cluster['Id']} ({cluster['Name']}, {created:%Y-%m-%d %H:%M})")
+    console.ask_to_spend(emr, request, yes)
+    _create(emr, request)
+
+
+def _stage(s3, spec: ClusterSpec, weights: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        arch = prices.instance_type(spec.core, spec.region).arch
+        wheels = staging.build_wheels(Path(folder), arch)
+        for line in staging.stage(s3, spec.stage, wheels, weights):
+            click.echo(line)
+
+
+def _create(emr, request: dict) -> None:
+    """Start a cluster, wait until it is ready, and say how to reach it."""
+    cluster_id = clusters.start(emr.meta.region_name, request)
+    click.echo(f"{cluster_id} is starting, which takes 10 to 15 minutes")
+    with console.reporting_cluster(emr, cluster_id):
+        uri = clusters.request_uri(request["LogUri"], cluster_id)
+        storage.write_text(uri, json.dumps(request, indent=2))
+        clusters.wait(emr, "cluster_running", ClusterId=cluster_id)
+        cluster = emr.describe_cluster(ClusterId=cluster_id)["Cluster"]
+        if state(cluster) not in clusters.READY:
+            raise FruitsError(
+                f"{cluster_id} failed to start: {clusters.reason(cluster)}; see "
+                f"`{console.command('logs', emr, cluster_id)} --bootstrap`"
+            )
+        took, spent = console.duration(clusters.minutes(cluster)), console.cost(emr, cluster)
+        click.echo(f"{cluster_id} is ready after {took} and {spent}; JupyterHub:")
+        click.echo(f"  {console.command('tunnel', emr, cluster_id)}")
+
+
+@emr.command()
+@on_cluster()
+@STACK
+@click.option("--data", metavar="S3_URI", help="Photographs. Default: the stack's.")
+@click.option("--run-dir", metavar="S3_URI", help="Results. Default: a new folder of the stack's.")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
+@click.option("-f", "file", type=FILE, help="YAML of parameters.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
+@click.option("--and-terminate", is_flag=True, help="Terminate the cluster afterwards, always.")
+@YES
+def run(emr, s3, cluster, stack, data, run_dir, pairs, file, overwrite, and_terminate, yes) -> None:
+    """Run notebooks 01 to 05 as steps of a cluster, and wait for them."""
+    cluster_id, region = cluster["Id"], emr.meta.region_name
+    outputs = specs.stack_outputs(stack, region) if stack else {}
+    if outputs:
+        data = data or outputs["Data"]
+        run_dir = run_dir or f"{outputs['Runs']}/{clusters.now():%Y-%m-%d-%H%M}"
+    if not (data and run_dir):
+        raise FruitsError("--data or --run-dir is missing: give both, or --stack NAME")
+    end = " and terminate it" if and_terminate else ""
+    if not yes:
+        click.confirm(f"run the notebooks on {cluster_id}{end}?", abort=True)
+    with console.reporting_cluster(emr, cluster_id, and_terminate):
+        notebooks = parameters.find_notebooks()
+        given = {**parameters.given(pairs, file), "data": data, "run_dir": run_dir}
+        requests = steps.requests(notebooks, steps.check_run(notebooks, given), overwrite)
+        for step_id in steps.add(region, cluster_id, requests):
+            step = steps.follow(emr, s3, cluster_id, step_id, run_dir)
+            took, spent = console.duration(clusters.minutes(step)), console.cost(emr, cluster)
+            click.echo(f"{step['Name']:<16}{took:>12}{spent:>10} so far")
+        click.echo(f"{len(notebooks)} notebooks are done: {run_dir.rstrip('/')}/report.html")
+
+
+@emr.command()
+@on_cluster(ended=True)
+def status(emr, s3, cluster: dict) -> None:
+    """Print a cluster's state, steps and cost so far."""
+    created = cluster["Status"]["Timeline"]["CreationDateTime"]
+    age, spent = console.duration(clusters.minutes(cluster)), console.cost(emr, cluster)
+    click.echo(f"{cluster['Id']} {cluster['Name']} {state(cluster)}: {clusters.reason(cluster)}")
+    click.echo(f"since    {created:%Y-%m-%d %H:%M}, {age}, {spent}")
+    click.echo(f"primary  {cluster.get('MasterPublicDnsName') or 'no address yet'}")
+    for step in steps.listed(emr, cluster["Id"]):
+        click.echo(f"step     {step['Id']} {step['Name']} {state(step)}")
+    click.echo(console.still_running(emr, cluster["Id"]))
+
+
+@emr.command()
+@on_cluster(ended=True)
+@click.option("--step", metavar="ID", help="Print what a step wrote to stderr.")
+@click.option("--bootstrap", is_flag=True, help="Print what bootstrap.sh wrote to it on each node.")
+def logs(emr, s3, cluster: dict, step: str | None, bootstrap: bool) -> None:
+    """List a cluster's logs in the bucket, or print some. EMR copies them every five minutes."""
+    where, text = clusters.logs(cluster), ""
+    if step:
+        text = steps.log(s3, cluster, step)
+    elif bootstrap:
+        for node, said in steps.bootstrap_logs(s3, cluster).items():
+            text += f"== {node}\n{said}"
+    else:
+        found = steps.listed(emr, cluster["Id"])
+        lines = [f"--step {one['Id']}  {one['Name']} {state(one)}" for one in found]
+        text = "\n".join([f"{where}/", *lines, "--bootstrap  bootstrap.sh on every node\n"])
+    if not text:
+        wanted = f"steps/{step}" if step else "node"
+        raise FruitsError(f"{where}/{wanted}/ has no stderr.gz: EMR copies logs every five minutes")
+    click.echo(text, nl=False)
+
+
+@emr.command()
+@on_cluster(ended=True)
+def cost(emr, s3, cluster: dict) -> None:
+    """Print what a cluster has cost so far, by its nodes' hours."""
+    hours, amount = clusters.bill(emr, cluster["Id"])
+    for (kind, market), number in sorted(hours.items()):
+        click.echo(f"{number:8.2f} h  {kind:<14}{market.lower().replace('_', ' ')}")
+    click.echo(f"{console.dollars(amount)} over {console.duration(clusters.minutes(cluster))}")
+    click.echo(prices.note(prices.table_prices(emr.meta.region_name)))
+    click.echo(console.still_running(emr, cluster["Id"]))
 
 
 @emr.command("list")
 @REGION
-@click.pass_obj
-def list_clusters(clock: Clock, region: str) -> None:
+def list_clusters(region: str) -> None:
     """List the region's clusters, whoever's: all that run, and those of the last week."""
-    client, _ = _clients(region)
-    moment = clock.now()
-    running = life.recent(client, life.ALIVE)
-    rows = [*running, *life.recent(client, life.ENDED, moment - LISTED)]
-    for it in rows:
-        age = console.duration(it.minutes(moment))
-        click.echo(
-            f"{it.id:<16}{it.state:<24}{age:>9}{console.cost(client, it, moment):>10}  {it.name}"
-        )
-    click.echo(f"{len(running)} running in {region}" + (", the newest first" if rows else ""))
+    emr, _ = _clients(region)
+    running = clusters.recent(emr, (*clusters.ALIVE, "TERMINATING"))
+    week = clusters.now() - timedelta(days=7)
+    for one in [*running, *clusters.recent(emr, clusters.ENDED, CreatedAfter=week)]:
+        age, spent = console.duration(clusters.minutes(one)), console.cost(emr, one)
+        click.echo(f"{one['Id']:<16}{state(one):<24}{age:>11}{spent:>10}  {one['Name']}")
+    click.echo(f"{len(running)} running in {region}")
 
 
 @emr.command()
-@cluster_options
-@click.pass_obj
-def status(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
-    """Print a cluster's state, nodes, steps and cost so far."""
-    client, _ = _clients(region)
-    it = _find(client, cluster_id, name, clock, ended=True)
-    moment = clock.now()
-    reason = f" ({it.reason})" if it.reason else ""
-    click.echo(f"{it.id} {it.name} in {region}: {it.state}{reason}")
-    click.echo(f"since     {it.created:%Y-%m-%d %H:%M}, {console.duration(it.minutes(moment))}")
-    click.echo(
-        f"cost      {console.cost(client, it, moment)} so far, see `fruits emr cost {it.id}`"
-    )
-    click.echo(f"primary   {it.address or 'no address yet'}")
-    click.echo(f"logs      {it.logs or 'not kept'}")
-    for step in steps.listed(client, it.id):
-        click.echo(f"step      {step.id} {step.name} {step.state}")
-    if it.state in life.READY:
-        click.echo(f"tunnel    {console.command('tunnel', it.id, region)}")
-    if it.state in life.ALIVE[:-1]:
-        click.echo(f"end       {console.command('terminate', it.id, region)}")
+@on_cluster()
+@click.option("--unprotect", is_flag=True, help="Also if it is protected against termination.")
+@YES
+def terminate(emr, s3, cluster: dict, unprotect: bool, yes: bool) -> None:
+    """Terminate a cluster, and wait until it has ended."""
+    cluster_id = cluster["Id"]
+    if not yes:
+        click.confirm(f"end {cluster_id} ({cluster['Name']}, {state(cluster)})?", abort=True)
+    with console.reporting_cluster(emr, cluster_id, may_ask=False):
+        if unprotect:
+            emr.set_termination_protection(JobFlowIds=[cluster_id], TerminationProtected=False)
+        console.end(emr, cluster_id)
 
 
 @emr.command()
-@cluster_options
+@on_cluster()
 @click.option("--key", type=click.Path(path_type=Path), help="Default: ~/.ssh/<key pair>.pem")
-@click.option("--hub-port", default=ssh.HUB, show_default=True, help="On this machine.")
-@click.option("--history-port", default=ssh.HISTORY, show_default=True, help="On this machine.")
+@click.option("--hub-port", default=console.HUB, show_default=True, help="On this machine.")
+@click.option("--history-port", default=console.HISTORY, show_default=True, help="The same.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command, do not run it.")
-@click.pass_obj
-def tunnel(
-    clock: Clock,
-    cluster_id: str | None,
-    name: str,
-    region: str,
-    key: Path | None,
-    hub_port: int,
-    history_port: int,
-    only_print: bool,
-) -> None:
+def tunnel(emr, s3, cluster: dict, key, hub_port: int, history_port: int, only_print: bool) -> None:
     """Open an SSH tunnel to JupyterHub and to Spark's history server, until Ctrl-C."""
-    client, _ = _clients(region)
-    it = _find(client, cluster_id, name, clock)
-    if it.state not in life.READY:
-        raise FruitsError(f"{it.id} is {it.state}: a tunnel needs one that is RUNNING or WAITING")
-    key = key or ssh.key_file(it)
-    command = ssh.ssh_command(it, key, hub_port, history_port)
+    command = console.ssh_command(cluster, key, hub_port, history_port)
     if only_print:
         click.echo(shlex.join(command))
         return
-    ssh.check(key, {"--hub-port": hub_port, "--history-port": history_port})
-    click.echo(f"JupyterHub     https://127.0.0.1:{hub_port} (its certificate is its own)")
+    click.echo(f"JupyterHub     https://127.0.0.1:{hub_port}/user/jovyan/lab")
     click.echo(f"Spark history  http://127.0.0.1:{history_port}")
     click.echo("Ctrl-C closes the tunnel; the cluster stays.")
     try:
-        ssh.run(command)
-    finally:
-        click.echo(console.aftermath(client, it.id))
+        code = subprocess.run(command).returncode
+    except KeyboardInterrupt:
+        code = 0
+    click.echo(console.still_running(emr, cluster["Id"]))
+    if code:
+        raise FruitsError(f"ssh ended with {code}: see its message above, and docs/emr.md")
 
 
 @emr.command()
-@cluster_options
-@click.option("--data", required=True, metavar="S3_URI", help="Photographs, label folders below.")
-@click.option("--run-dir", required=True, metavar="S3_URI", help="Results, notebooks, report.")
-@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
-@click.option(
-    "-f", "file", type=click.Path(exists=True, dir_okay=False), help="YAML of parameters."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
-@click.option("--and-terminate", is_flag=True, help="End the cluster after it, whatever happened.")
-@YES
-@click.pass_obj
-def run(
-    clock: Clock,
-    cluster_id: str | None,
-    name: str,
-    region: str,
-    data: str,
-    run_dir: str,
-    pairs: tuple[str, ...],
-    file: str | None,
-    overwrite: bool,
-    and_terminate: bool,
-    yes: bool,
-) -> None:
-    """Run notebooks 01 to 05 as steps of a cluster, and follow them."""
-    client, s3 = _clients(region)
-    it = _find(client, cluster_id, name, clock)
-    # Before the accounting: a no ends nothing.
-    console.ask(f"run the notebooks on {it.id} ({it.state}){' and end it' * and_terminate}?", yes)
-    with console.accounting(client, it.id, clock, and_terminate):
-        notebooks = parameters.find_notebooks()
-        given = {**parameters.given(pairs, file), "data": data, "run_dir": run_dir}
-        values = steps.check_run(notebooks, given)
-        preflight(data, run_dir, str(values.get("weights", "")))
-        ids = steps.add(region, it.id, steps.requests(notebooks, values, overwrite))
-        progress = console.Progress()
-        for found in steps.watch(client, it.id, ids, clock.sleep):
-            moment = clock.now()
-            text, state = console.steps_line(found, moment)
-            progress.show(f"{text}, {console.cost(client, it, moment)} so far", state)
-        progress.end()
-        for step in found:
-            if step.state != "COMPLETED":
-                it = life.describe(client, it.id)
-                raise FruitsError(steps.explain_failure(s3, it, step, run_dir))
-        click.echo(f"{len(found)} notebooks are done: {run_dir.rstrip('/')}/report.html")
-    if not and_terminate:
-        click.echo(console.aftermath(client, it.id))
-
-
-@emr.command()
-@cluster_options
-@click.option("--step", metavar="ID", help="Print what a step wrote to stderr.")
-@click.option("--bootstrap", is_flag=True, help="Print what each node's bootstrap wrote to stderr.")
-@click.pass_obj
-def logs(
-    clock: Clock, cluster_id: str | None, name: str, region: str, step: str | None, bootstrap: bool
-) -> None:
-    """List a cluster's logs in the bucket, or print one. EMR copies them every five minutes."""
-    client, s3 = _clients(region)
-    it = _find(client, cluster_id, name, clock, ended=True)
-    if not it.logs:
-        raise FruitsError(f"{it.id} keeps no logs: it was created without a place for them")
-    if step:
-        text = steps.log(s3, it, step)
-        if text is None:
-            raise FruitsError(
-                f"{it.logs}/{it.id}/steps/{step}/stderr.gz is not there: EMR copies it within five "
-                f"minutes of its end; `fruits emr logs {it.id}` lists the steps"
-            )
-        click.echo(text, nl=False)
-        return
-    by_node = steps.bootstrap_logs(s3, it)
-    if bootstrap:
-        if not by_node:
-            raise FruitsError(
-                f"{it.logs}/{it.id}/node/ has no bootstrap log: EMR copies it within five minutes"
-            )
-        for node, text in by_node.items():
-            click.echo(f"== {node}\n{text}", nl=False)
-        return
-    click.echo(f"{it.logs}/{it.id}/")
-    for found in steps.listed(client, it.id):
-        where = "in the bucket" if steps.log(s3, it, found.id) is not None else "not there yet"
-        click.echo(f"{found.id} {found.name:<16}{found.state:<12}stderr {where}")
-    click.echo(f"bootstrap logs of {len(by_node)} nodes (--bootstrap prints them)")
-
-
-@emr.command()
-@cluster_options
-@click.pass_obj
-def cost(clock: Clock, cluster_id: str | None, name: str, region: str) -> None:
-    """Print what a cluster has come to, so far or in the end, by its nodes' hours."""
-    client, _ = _clients(region)
-    it = _find(client, cluster_id, name, clock, ended=True)
-    moment = clock.now()
-    spent = life.bill(client, it.id, moment)
-    for (kind, market), hours in sorted(spent.hours.items()):
-        click.echo(f"{hours:8.2f} h  {kind:<14}{market.lower().replace('_', ' ')}")
-    when = "in all" if it.ended else "so far"
-    click.echo(
-        f"{console.dollars(spent.dollars)} {when}, over {console.duration(it.minutes(moment))}"
-    )
-    click.echo(prices.note())
-    if not it.ended:
-        click.echo(console.aftermath(client, it.id))
-
-
-@emr.command("prices")
-@REGION
-@click.option("--refresh", is_flag=True, help="First ask AWS, and write the package's table.")
-def list_prices(region: str, refresh: bool) -> None:
-    """Print what plans and costs are computed with, its date and source.
-
-    --refresh takes a minute, costs nothing, and adds the region if it is new.
-    """
-    if refresh:
-        prices.renew(region)
-    click.echo(prices.table(region))
-
-
-@emr.command()
-@cluster_options
-@click.option("--unprotect", is_flag=True, help="Also when it is protected against termination.")
-@YES
-@click.pass_obj
-def terminate(
-    clock: Clock, cluster_id: str | None, name: str, region: str, unprotect: bool, yes: bool
-) -> None:
-    """End a cluster, and wait until it has ended."""
-    client, _ = _clients(region)
-    it = _find(client, cluster_id, name, clock)
-    if it.state in life.ENDED:
-        click.echo(f"{it.id} has ended already: {it.state}")
-        return
-    if it.protected and not yes and not unprotect:
-        unprotect = click.confirm(f"{it.id} is protected against termination: unprotect it?")
-    else:
-        console.ask(f"end {it.id} ({it.name}, {it.state})?", yes)
-    with console.accounting(client, it.id, clock, may_ask=False):
-        console.end(client, it.id, clock, unprotect)
-
-
-@emr.command()
-@click.option("--stage", required=True, metavar="S3_URI")
-@click.option("--data", required=True, metavar="S3_URI", help="Photographs.")
-@click.option("--run-dir", required=True, metavar="S3_URI", help="Run folder, or that of several.")
-@REGION
-@click.option("--account", default="", help="Twelve digits; default: that of your credentials.")
-@click.option("--service-role", default=ClusterSpec.service_role, show_default=True)
-@click.option("--instance-profile", default=ClusterSpec.instance_profile, show_default=True)
-@click.option(
-    "--to",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write a file for each, else print them.",
-)
-def policies(folder: Path | None, run_dir: str, **asked) -> None:
-    """Print the least policies for the operator, the two roles and the buckets."""
-    found = documents(run=run_dir, **asked)
-    if folder is None:
-        click.echo(json.dumps(found, indent=2))
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for title, document in found.items():
-        file = folder / f"{title}.json"
-        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        click.echo(file)
-
-
-@emr.command()
-@click.option("--to", "stage", required=True, metavar="S3_URI", help="The stage of `create`.")
-@click.option(
-    "--arch",
-    "archs",
-    type=click.Choice(ARCHITECTURES),
-    multiple=True,
-    default=ARCHITECTURES[:1],
-    show_default=True,
-    help="Of the nodes; aarch64 for Graviton. Can be given twice.",
-)
-@REGION
-def wheelhouse(stage: str, archs: tuple[str, ...], region: str) -> None:
-    """Put the wheels that nodes install into the bucket, for nodes without a package index."""
-    _, s3 = _clients(region)
-    for arch in archs:
-        with tempfile.TemporaryDirectory() as folder:
-            wheels = build_wheelhouse(Path(folder), arch)
-            written = upload(s3, wheels, stage.rstrip("/"), arch)
-        where = f"{stage.rstrip('/')}/wheelhouse/{arch}"
-        there = len(wheels) - len(written)
-        click.echo(f"{where}: {len(written)} wheels written, {there} there already")
-
-
-def _request(spec: ClusterSpec) -> dict:
-    wanted = request.build_request(spec, request.load_configurations(spec))
-    request.check_request(wanted)
-    return wanted
-
-
-def _clients(region: str):
-    return (aws.client(service, region, life.PATIENT) for service in ("emr", "s3"))
-
-
-def _find(client, cluster_id: str | None, name: str, clock: Clock, ended: bool = False) -> Cluster:
-    if cluster_id:
-        return life.describe(client, cluster_id)
-    return life.find(client, name, clock.now, ended)
-
-
-def _create(client, s3, wanted: dict, clock: Clock) -> None:
-    """Start a cluster, wait until it is ready, and say how to reach it."""
-    region, name = client.meta.region_name, wanted["SecurityConfiguration"]
-    if life.ensure_security_configuration(client, name, request.security_configuration()):
-        click.echo(f"security configuration {name} made: IMDSv2")
-    cluster_id = life.start(region, wanted)
-    click.echo(f"{cluster_id} is starting")
-    with console.accounting(client, cluster_id, clock):
-        life.save_request(s3, cluster_id, wanted)
-        it = console.follow(client, cluster_id, (*life.READY, "TERMINATING"), clock)
-        if it.state not in life.READY:
-            raise FruitsError(
-                f"{it.id} failed to start: {it.reason or 'EMR gives no reason'}; see "
-                f"`{console.command('logs', it.id, region)} --bootstrap`"
-            )
-    click.echo(f"JupyterHub     https://127.0.0.1:{ssh.HUB} while this tunnel is open:")
-    if it.key_name:
-        click.echo("  " + shlex.join(ssh.ssh_command(it, ssh.key_file(it))))
-        click.echo(f"  or {console.command('tunnel', it.id, region)}")
-    else:
-        click.echo("  none: the cluster has no SSH key, create one with --key-name for a tunnel")
-    click.echo(console.aftermath(client, it.id))
+@on_cluster()
+def doctor(emr, s3, cluster: dict) -> None:
+    """Write how a running cluster is set up to the bucket, as one JSON, by a step."""
+    logs = clusters.logs(cluster)
+    uri, script = f"{logs}/doctor.json", f"{logs.removesuffix('logs/' + cluster['Id'])}doctor.py"
+    with console.reporting_cluster(emr, cluster["Id"]):
+        request = steps.request("doctor", ["spark-submit", script, uri])
+        (step_id,) = steps.add(emr.meta.region_name, cluster["Id"], [request])
+        steps.follow(emr, s3, cluster["Id"], step_id)
+        click.echo(f"{uri} names buckets and nodes: read it before you send it")

@@ -1,6 +1,8 @@
-"""Instance types and what they cost: a dated table in the package, renewed by asking AWS."""
+"""Instance types and what they cost: AWS's prices of today, or else a dated table."""
 
+import functools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -8,246 +10,92 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits_lib import aws
-from fruits_lib.emr.spec import DATA_GB, ClusterSpec
 from fruits_lib.errors import FruitsError
 
-PRICES = Path(__file__).with_name("prices.json")
+PRICES = Path(__file__).with_name("prices.json")  # scripts/refresh_prices.py fills it
 OLD_AFTER_DAYS = 180
 HOURS_A_MONTH = 730  # as AWS counts, for what is priced by the month
 PRICING_REGION = "eu-central-1"  # the Pricing API answers in few regions, for all of them
 # Without these an instance type has some hundred prices.
-EC2_FILTERS = {
-    "operatingSystem": "Linux",
-    "preInstalledSw": "NA",
-    "tenancy": "Shared",
-    "capacitystatus": "Used",
-    "marketoption": "OnDemand",
-}
+EC2_FILTERS = {"operatingSystem": "Linux", "preInstalledSw": "NA", "tenancy": "Shared"}
+EC2_FILTERS |= {"capacitystatus": "Used", "marketoption": "OnDemand"}
 EMR_FILTERS = {"productFamily": "Elastic Map Reduce Instance", "softwareType": "EMR"}
-S3_STORED = {"storageClass": "General Purpose", "volumeType": "Standard"}
-# Of a region's other prices: service, filters, and how many of AWS's units the table counts.
-BY_REGION = {
-    "ebs_gb_month": ("AmazonEC2", {"volumeApiName": "gp3", "productFamily": "Storage"}, 1),
-    "s3_gb_month": ("AmazonS3", {**S3_STORED, "productFamily": "Storage"}, 1),
-    "s3_1000_reads": ("AmazonS3", {"group": "S3-API-Tier2", "productFamily": "API Request"}, 1000),
-    "s3_1000_writes": ("AmazonS3", {"group": "S3-API-Tier1", "productFamily": "API Request"}, 1000),
-}
 
 
 @dataclass(frozen=True)
 class InstanceType:
-    """What an EC2 instance type gives to a cluster.
-
-    Attributes
-    ----------
-    vcpu : int
-    yarn_mb : int
-        Memory that EMR lets YARN have on it (EMR Release Guide, "Task configuration").
-    arch : str
-        `x86_64` or `aarch64`.
-    """
+    """What an EC2 instance type gives to a cluster."""
 
     vcpu: int
-    yarn_mb: int
-    arch: str
+    yarn_mb: int  # memory that EMR gives to YARN (EMR Release Guide, "Task configuration")
+    arch: str  # x86_64 or aarch64
 
 
-def load_prices() -> dict:
+def instance_type(kind: str, region: str = "") -> InstanceType:
+    """Return what the table knows of an instance type, or else EC2; or raise FruitsError."""
+    known = load_table()["instance_types"].get(kind)
+    return InstanceType(**known) if known else _ask_instance_type(kind, region)
+
+
+@functools.cache
+def _ask_instance_type(kind: str, region: str) -> InstanceType:
+    try:
+        client = aws.client("ec2", region, aws.FEW_RETRIES)
+        (found,) = client.describe_instance_types(InstanceTypes=[kind])["InstanceTypes"]
+    except (BotoCoreError, ClientError) as error:
+        raise FruitsError(
+            f"instance type {kind} is not in the table, and EC2 does not describe it "
+            f"({aws.explain(error)}): choose another, such as m5.xlarge"
+        ) from None
+    memory = found["MemoryInfo"]["SizeInMiB"]
+    arch = found["ProcessorInfo"]["SupportedArchitectures"][0]
+    return InstanceType(
+        vcpu=found["VCpuInfo"]["DefaultVCpus"],
+        yarn_mb=memory - min(memory // 4, 8192),  # true of every type in EMR's list
+        arch="aarch64" if arch == "arm64" else arch,
+    )
+
+
+def load_table() -> dict:
     """Return the package's table: instance types, and dollars by region."""
     return json.loads(PRICES.read_text(encoding="utf-8"))
 
 
-def instance_type(kind: str) -> InstanceType:
-    """Return what is known of an instance type.
-
-    Raises
-    ------
-    FruitsError
-        If it is not in the table.
-    """
-    known = load_prices()["instance_types"]
-    if kind not in known:
-        raise FruitsError(f"instance type {kind} is not known here: choose {', '.join(known)}")
-    return InstanceType(**known[kind])
+def table_prices(region: str) -> dict:
+    """Return the table's prices of one region; `ec2` is empty if the region is not in it."""
+    table = load_table()
+    return {**table, **table["regions"].get(region, {"ec2": {}})}
 
 
-def hourly_costs(
-    kind: str, region: str, spot: bool = False, ebs_gb: int = ClusterSpec.ebs_gb
-) -> dict[str, float]:
-    """Return what one node costs an hour in dollars: EC2, EMR, EBS.
-
-    Parameters
-    ----------
-    kind : str
-        Instance type.
-    region : str
-    spot : bool
-        At the table's assumed spot price; EMR's surcharge and EBS stay as they are.
-    ebs_gb : int
-        Its root volume; every node has `DATA_GB` more.
-
-    Raises
-    ------
-    FruitsError
-        If the table has no price of it.
-    """
-    prices = load_prices()
-    local = prices["regions"].get(region, {"ec2": {}})
-    if kind not in local["ec2"] or kind not in prices["emr"]:
-        raise FruitsError(
-            f"no price of {kind} in {region} is known here: ask AWS by `{_renew(region)}`"
-        )
-    return {
-        "EC2": local["ec2"][kind] * (prices["spot_share"] if spot else 1),
-        "EMR": prices["emr"][kind],
-        "EBS": (ebs_gb + DATA_GB) * local["ebs_gb_month"] / HOURS_A_MONTH,
-    }
-
-
-def node_price(
-    kind: str, region: str, spot: bool = False, ebs_gb: int = ClusterSpec.ebs_gb
-) -> float:
-    """Return what one node costs an hour in dollars; see `hourly_costs`."""
-    return sum(hourly_costs(kind, region, spot, ebs_gb).values())
-
-
-def hourly_price(request: dict, region: str) -> float | None:
-    """Return what the nodes that a RunJobFlow request names cost an hour, or None if not known."""
+def current_prices(region: str, kinds: set[str]) -> dict:
+    """Return the table's prices with AWS's of today for these nodes, where AWS can be asked."""
+    prices = table_prices(region)
     try:
-        return sum(
-            it["InstanceCount"]
-            * node_price(
-                it["InstanceType"], region, it["Market"] == "SPOT", request["EbsRootVolumeSize"]
-            )
-            for it in request["Instances"]["InstanceGroups"]
-        )
-    except FruitsError:
-        return None
+        client = aws.client("pricing", PRICING_REGION, aws.FEW_RETRIES)
+        asked = {kind: ask_node(client, region, kind) for kind in kinds}
+    except (BotoCoreError, ClientError, FruitsError):
+        return prices
+    if "ebs_gb_month" not in prices or None in asked.values():
+        return prices
+    ec2, emr = ({kind: pair[i] for kind, pair in asked.items()} for i in range(2))
+    return {**prices, "ec2": ec2, "emr": emr, "date": _today(), "source": "AWS's Pricing API"}
 
 
-def table(region: str) -> str:
-    """Return a region's prices as a text.
-
-    Raises
-    ------
-    FruitsError
-        If there are none of it.
-    """
-    prices = load_prices()
-    if region not in prices["regions"]:
-        raise FruitsError(
-            f"no prices in {region} are known here, but of {', '.join(prices['regions'])}: ask AWS "
-            f"by `{_renew(region)}`"
-        )
-    local = prices["regions"][region]
-    lines = [f"{region + ', dollars an hour':<32}{'vCPU':>4}  {'':<8}{'EC2':>8}{'EMR':>8}"]
-    for kind, ec2 in local["ec2"].items():
-        it = instance_type(kind)
-        lines.append(f"{kind:<32}{it.vcpu:>4}  {it.arch:<8}{ec2:>8.4f}{prices['emr'][kind]:>8.4f}")
-    return "\n".join(
-        [
-            *lines,
-            f"EBS {local['ebs_gb_month']:g} a GB and month; S3 {local['s3_gb_month']:g} a GB and "
-            f"month, {local['s3_1000_reads']:g} for 1,000 reads, {local['s3_1000_writes']:g} for "
-            "1,000 writes",
-            note(),
-        ]
-    )
+def ask_node(client, region: str, kind: str) -> tuple[float, float] | None:
+    """Return today's hourly prices of an instance type, EC2's and EMR's; None if it has none."""
+    ec2 = ask_price(client, "AmazonEC2", region, {"instanceType": kind, **EC2_FILTERS})
+    emr = ask_price(client, "ElasticMapReduce", region, {"instanceType": kind, **EMR_FILTERS})
+    return (ec2, emr) if ec2 and emr else None
 
 
-def note(today: date | None = None) -> str:
-    """Return one line on where the prices come from, and a warning when they are old."""
-    prices = load_prices()
-    age = ((today or datetime.now(UTC).date()) - date.fromisoformat(prices["date"])).days
-    text = (
-        f"prices of {prices['date']} ({prices['source']}); "
-        f"spot taken as {prices['spot_share']:.0%} of on demand"
-    )
-    if age <= OLD_AFTER_DAYS:
-        return text
-    return f"{text}; {age} days old: `{_renew()}` asks AWS for today's"
+def ask_price(client, service: str, region: str, filters: dict[str, str]) -> float | None:
+    """Return the on-demand dollars per unit of the one product that the filters leave.
 
-
-def _renew(region: str = "") -> str:
-    return "fruits emr prices --refresh" + (f" --region {region}" if region else "")
-
-
-def renew(region: str) -> None:
-    """Put AWS's prices of today into the package's table, this region's among them.
-
-    Raises
-    ------
-    FruitsError
-        If the table cannot be written; or see `refresh`.
-    """
-    try:
-        with PRICES.open("r+", encoding="utf-8") as file:  # before AWS is asked
-            prices = json.load(file)
-            regions = {**prices["regions"], region: {}}
-            text = json.dumps(refresh({**prices, "regions": regions}), indent=2) + "\n"
-            file.seek(0)
-            file.write(text)
-            file.truncate()
-    except OSError as error:
-        raise FruitsError(
-            f"{PRICES} cannot be written ({error.strerror}): run this in a checkout that is yours"
-        ) from None
-
-
-def refresh(prices: dict, today: date | None = None) -> dict:
-    """Return a table with the prices that AWS's Pricing API gives now; a minute of questions.
-
-    Types that a region does not have leave its list. The spot share, an assumption, stays.
-
-    Raises
-    ------
-    FruitsError
-        If AWS refuses, or gives several prices for one thing, or none where there must be one.
-    """
-    client = aws.client("pricing", PRICING_REGION)
-    emr, regions = {}, {}
-    try:
-        for region in prices["regions"]:
-            local = regions[region] = {"ec2": {}}
-            for kind in prices["instance_types"]:
-                asked = {"instanceType": kind}
-                node = _price(client, "AmazonEC2", region, {**asked, **EC2_FILTERS})
-                surcharge = _price(client, "ElasticMapReduce", region, {**asked, **EMR_FILTERS})
-                if node and surcharge:
-                    local["ec2"][kind] = node
-                    emr[kind] = surcharge
-            for name, (service, filters, count) in BY_REGION.items():
-                dollars = _price(client, service, region, filters)
-                if dollars is None:
-                    raise FruitsError(
-                        f"AWS gives no price of {service} in {region} for {name}: is there such a "
-                        "region? Then mend the filters in " + __name__
-                    )
-                local[name] = round(count * dollars, 9)
-    except (BotoCoreError, ClientError) as error:
-        raise FruitsError(aws.explain(error)) from None
-    return {
-        **prices,
-        "date": (today or datetime.now(UTC).date()).isoformat(),
-        "source": "AWS's Pricing API, in US dollars without tax",
-        "emr": emr,
-        "regions": regions,
-    }
-
-
-def _price(client, service: str, region: str, filters: dict[str, str]) -> float | None:
-    """Return the on-demand dollars a unit of the one product that the filters leave.
-
-    Of a price that falls with the amount, the first one.
+    If a price falls with the amount, the first one. Several prices raise FruitsError.
     """
     fields = {"regionCode": region, **filters}
-    answer = client.get_products(
-        ServiceCode=service,
-        Filters=[
-            {"Type": "TERM_MATCH", "Field": field, "Value": value}
-            for field, value in fields.items()
-        ],
-    )
+    terms = [{"Type": "TERM_MATCH", "Field": key, "Value": value} for key, value in fields.items()]
+    answer = client.get_products(ServiceCode=service, Filters=terms)
     found = {
         float(rate["pricePerUnit"]["USD"])
         for product in map(json.loads, answer["PriceList"])
@@ -256,8 +104,40 @@ def _price(client, service: str, region: str, filters: dict[str, str]) -> float 
         if rate.get("beginRange", "0") == "0"
     } - {0.0}
     if len(found) > 1:
-        raise FruitsError(
-            f"{service} has {len(found)} prices of {next(iter(filters.values()))} in {region}, one "
-            f"is wanted: narrow the filters in {__name__}"
-        )
+        raise FruitsError(f"{service} has {len(found)} prices of {fields}: narrow the filters")
     return found.pop() if found else None
+
+
+def hourly_costs(prices: dict, groups: list[tuple], ebs_gb: int) -> dict[str, float] | None:
+    """Return the hourly dollars of nodes by item, or None if a price is not known.
+
+    Parameters
+    ----------
+    prices : dict
+        From `current_prices` or `table_prices`.
+    groups : list of (str, str, float, str)
+        As `ClusterSpec.groups`.
+    ebs_gb : int
+        Volumes of each node.
+    """
+    totals = Counter(EC2=0, EMR=0, EBS=0, IPv4=0)
+    for _, kind, count, market in groups:
+        if kind not in prices["ec2"] or kind not in prices["emr"]:
+            return None
+        share = prices["spot_share"] if market == "SPOT" else 1
+        totals["EC2"] += count * prices["ec2"][kind] * share
+        totals["EMR"] += count * prices["emr"][kind]
+        totals["EBS"] += count * ebs_gb * prices["ebs_gb_month"] / HOURS_A_MONTH
+        totals["IPv4"] += count * prices["ipv4_hour"]
+    return dict(totals)
+
+
+def note(prices: dict) -> str:
+    """Return one line on where the prices come from, with a warning if they are old."""
+    age = (date.fromisoformat(_today()) - date.fromisoformat(prices["date"])).days
+    old = f", {age} days old" if age > OLD_AFTER_DAYS else ""
+    return f"prices of {prices['date']} ({prices['source']}{old})"
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

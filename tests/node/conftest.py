@@ -14,7 +14,7 @@ from node import Node
 from servers import need
 
 from fruits_lib.connector import cache_folder
-from fruits_lib.emr.wheelhouse import CHECKOUT, build_wheel
+from fruits_lib.emr.staging import CHECKOUT, build_wheel
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stage(tiny, tmp_path_factory):
-    """A stage as `fruits emr create` and `wheelhouse` write it, with a quick backbone."""
+    """A stage as `fruits emr stage` fills it, with a quick backbone."""
     folder = tmp_path_factory.mktemp("stage")
     folder.chmod(0o755)  # hadoop reads it
     for name in ("bootstrap.sh", "requirements-node.lock"):

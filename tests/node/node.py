@@ -9,6 +9,7 @@ from machine import Machine
 from servers import free_port
 
 STAGE = "s3://fruits/stage"
+REGION = "us-east-1"  # of the instance, by moto
 
 
 class Node(Machine):
@@ -33,16 +34,16 @@ class Node(Machine):
             {
                 "URL": url,
                 "AWS_ENDPOINT_URL": url,
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": url,  # moto answers for the instance too
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "eu-west-1",
             },
             network,
         )
 
     def set_up(self) -> None:
         self.check("curl --silent --retry 60 --retry-delay 1 --retry-connrefused $URL/moto-api/")
-        self.check(f"aws s3 mb {STAGE.rsplit('/', 1)[0]}")
+        self.check(f"aws s3 mb {STAGE.rsplit('/', 1)[0]} --region {REGION}")
         self.check(f"aws s3 cp --recursive --only-show-errors /mnt/stage {STAGE}")
 
     def bootstrap(self, arguments: str = "", **options) -> subprocess.CompletedProcess:

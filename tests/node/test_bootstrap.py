@@ -6,9 +6,9 @@ import time
 
 import pytest
 from machine import kill_all
-from node import STAGE
+from node import REGION, STAGE
 
-from fruits_lib.emr.wheelhouse import CHECKOUT
+from fruits_lib.emr.staging import CHECKOUT
 
 VENV = "/opt/fruits/venv"
 PACKAGES = f"{VENV}/lib/python3.11/site-packages"
@@ -69,7 +69,7 @@ class TestAReadyNode:
 
     def test_serves_other_users(self, ready):
         # As YARN's containers, which may not write there.
-        script = f"{VENV}/bin/python -c 'import fruits_lib.inference, ai_edge_litert.interpreter'"
+        script = f"{VENV}/bin/python -c 'import fruits_lib.udf, ai_edge_litert.interpreter'"
         ready[0].check(script, user="yarn")
         assert ready[0].check("find /opt/fruits ! -readable", user="yarn") == ""
         assert ready[0].check("find /opt/fruits -writable ! -type l", user="yarn") == ""
@@ -105,6 +105,13 @@ class TestAReadyNode:
         )
         assert "version" in node.check(command)
 
+    def test_gives_fruits_the_region_of_the_instance(self, ready):
+        assert f"AWS_REGION={REGION} " in ready[0].check("cat /opt/fruits/bin/fruits")
+
+    def test_gives_fruits_the_region_that_create_passes(self, ready):
+        assert_ready(ready[0].bootstrap("--region eu-west-3"))
+        assert "AWS_REGION=eu-west-3 " in ready[0].check("cat /opt/fruits/bin/fruits")
+
     def test_says_so_when_there_is_no_backbone(self, ready):
         ready[0].check(f"aws s3 rm --recursive {STAGE}/backbones")
         answer = ready[0].bootstrap()
@@ -115,7 +122,8 @@ class TestAReadyNode:
 
 def test_takes_the_package_index_where_there_is_no_wheelhouse(start, index):
     with start(network=True) as node:
-        answer = node.bootstrap("--wheelhouse none", **index)
+        node.check(f"aws s3 rm --recursive --quiet {STAGE}/wheelhouse")
+        answer = node.bootstrap(**index)
         assert_ready(answer)
         assert "wheels come from the package index" in answer.stdout
 
@@ -154,25 +162,25 @@ class TestFails:
 
     def test_when_a_wheel_is_missing(self, node):
         node.check(f"aws s3 rm {WHEELS}/{NUMPY}")
-        assert_failed(node.bootstrap(), "numpy==", "fruits emr wheelhouse")
+        assert_failed(node.bootstrap(), "numpy==", "fruits emr stage")
         assert node.run(f"test -f {VENV}/.stamp").returncode == 1
 
     def test_when_a_wheel_has_another_hash(self, node):
         damage(node, f"{WHEELS}/{NUMPY}")
-        assert_failed(node.bootstrap(), "HASHES", "numpy==", "fruits emr wheelhouse")
+        assert_failed(node.bootstrap(), "HASHES", "numpy==", "fruits emr stage")
         assert node.run(f"test -f {VENV}/.stamp").returncode == 1
 
     def test_when_the_projects_wheel_has_another_hash(self, node):
         damage(node, f"{STAGE}/{PROJECT}")
-        assert_failed(node.bootstrap(), "fruits_lib-", "another sha256", "fruits emr create")
+        assert_failed(node.bootstrap(), "fruits_lib-", "another sha256", "fruits emr stage")
 
     def test_when_two_wheels_of_the_project_are_staged(self, node):
         node.check(f"aws s3 cp {STAGE}/{PROJECT} {STAGE}/fruits_lib-9-py3-none-any.whl")
         assert_failed(node.bootstrap(), "2 wheels of fruits_lib", "fruits_lib-9-py3-none-any.whl")
 
-    def test_when_the_wheelhouse_asked_for_is_empty(self, node):
-        answer = node.bootstrap("--wheelhouse s3://fruits/elsewhere/")
-        assert_failed(answer, "s3://fruits/elsewhere/", "has none")
+    def test_when_the_instance_does_not_tell_its_region(self, node):
+        answer = node.bootstrap(AWS_EC2_METADATA_SERVICE_ENDPOINT="http://127.0.0.1:1")
+        assert_failed(answer, "connect", "region", "--region eu-west-1")
 
     def test_when_the_backbone_is_damaged(self, node):
         node.check(f"echo no network | aws s3 cp - {STAGE}/backbones/damaged.tflite")
@@ -181,12 +189,12 @@ class TestFails:
 
     def test_when_the_bucket_is_not_there(self, node):
         node.check("aws s3 rb --force s3://fruits")
-        assert_failed(node.bootstrap(), "NoSuchBucket", f"reading {STAGE}/", "fruits emr create")
+        assert_failed(node.bootstrap(), "NoSuchBucket", f"reading {STAGE}/", "fruits emr stage")
 
     def test_when_the_bucket_refuses(self, node):
         # The server knows no key: from now on, none will do.
         node.check("curl -sS --fail -H 'Content-Type: text/plain' -d 0 $URL/moto-api/reset-auth")
-        assert_failed(node.bootstrap(), "InvalidAccessKeyId", "role may read it")
+        assert_failed(node.bootstrap(), "InvalidAccessKeyId", "node's role read it")
 
     def test_when_there_is_no_way_to_the_bucket(self, node):
         answer = node.bootstrap(AWS_ENDPOINT_URL="http://127.0.0.1:1")
