@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import json
-import platform
+import os
+import shlex
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -18,18 +20,16 @@ from parts import Parts
 from servers import KEY, REGION, Bucket, await_port, client, free_port
 from services import HDFS_SHELL, SERVICES
 
-from fruits_lib.emr import request, staging, wheelhouse
 from fruits_lib.emr.prices import instance_type
-from fruits_lib.emr.spec import ClusterSpec
+from fruits_lib.emr.spec import ClusterSpec, build_request
 from fruits_lib.session import LIVY_PORT
 
 BUCKET = "fruits"
-CLUSTER = ClusterSpec(f"s3://{BUCKET}/stage")  # two core nodes m5.xlarge, as `fruits emr create`
-ROLE = KEY | {  # in place of an EC2 instance's
-    "AWS_ENDPOINT_URL": f"http://{settings.PRIMARY}:{settings.S3_PORT}",
-    "AWS_REGION": REGION,
-    "AWS_DEFAULT_REGION": REGION,
-}
+CLUSTER = ClusterSpec(f"s3://{BUCKET}/stage", region=REGION)  # with two core nodes m5.xlarge
+REQUEST = build_request(CLUSTER)
+FRUITS = Path(sys.executable).with_name("fruits")
+# In place of an EC2 instance's role and of S3's own address. No region: EMR gives a node none.
+ROLE = KEY | {"AWS_ENDPOINT_URL": f"http://{settings.PRIMARY}:{settings.S3_PORT}"}
 ENVIRONMENT = ROLE | {
     "JAVA_HOME": "/usr/lib/jvm/java",
     "HADOOP_CONF_DIR": "/etc/hadoop/conf",
@@ -40,12 +40,13 @@ ENVIRONMENT = ROLE | {
     "LANG": "C.UTF-8",
 }
 PASSWORDS = {"jovyan": "one-of-the-box", "amina": "another-of-the-box"}
-# Where EMR has Spark; pip's has the same files elsewhere, and no connector.
+# Puts Spark where EMR has it; pip's has the same files elsewhere, and no S3A connector.
 LAYOUT = """
 ln -s "$(dirname "$(dirname "$(readlink -f /usr/bin/java)")")" /usr/lib/jvm/java
 mkdir -p /usr/lib/spark/jars /usr/lib/spark/python /mnt/tmp
 ln -s /mnt/pyspark/jars/*.jar /mnt/s3a/*.jar /usr/lib/spark/jars/
 ln -s /mnt/pyspark/bin /mnt/pyspark/sbin /usr/lib/spark/
+ln -s /usr/lib/spark/bin/spark-submit /usr/bin/
 ln -s /mnt/pyspark/python/lib /usr/lib/spark/python/lib
 ln -s /mnt/pyspark /usr/lib/spark/python/pyspark
 ln -s /etc/spark/conf /usr/lib/spark/conf
@@ -69,7 +70,7 @@ class Box(Machine):
     folder : pathlib.Path
         Empty folder to work in; logs stay there.
     backbone : pathlib.Path, optional
-        `.tflite` file to stage; else ImageNet's is exported, where it is to be had.
+        `.tflite` file to stage; without it ImageNet's is exported, if Keras can get the weights.
     """
 
     def __init__(self, parts: Parts, folder: Path, backbone: Path | None = None):
@@ -88,7 +89,7 @@ class Box(Machine):
                 "/mnt/pyspark": Path(pyspark.__file__).parent,
                 "/mnt/hadoop": parts.hadoop,
                 "/mnt/s3a": parts.s3a,
-                "/mnt/bootstrap.sh": staging.CHECKOUT / "bootstrap.sh",
+                "/mnt/bootstrap.sh": Path(__file__).parents[2] / "bootstrap.sh",
                 settings.LIVY: parts.livy,
                 hub.HOME: parts.hub,
             },
@@ -104,7 +105,8 @@ class Box(Machine):
         for name in ("namenode", "datanode", "resourcemanager", *settings.CORE):
             self.start(name)
         self._stage()
-        self.check(f"bash /mnt/bootstrap.sh --stage {CLUSTER.stage}")
+        bootstrap = REQUEST["BootstrapActions"][0]["ScriptBootstrapAction"]
+        self.check(shlex.join(["bash", "/mnt/bootstrap.sh", *bootstrap["Args"]]))
         self.wait("HDFS", lambda: self._listens("namenode") and self._listens("datanode"))
         self.start("livy")
         self.wait("YARN", lambda: self.yarn("cluster/metrics")["activeNodes"] == 2)
@@ -115,29 +117,21 @@ class Box(Machine):
         self.check(hub.HUB_ANSWERS)
 
     def _write_files(self) -> None:
-        configurations = request.load_configurations(CLUSTER)
-        merged = settings.merge(configurations, instance_type(CLUSTER.core).yarn_mb)
-        jars = {
-            f"livy.{kind}.jars": [
-                f"{settings.LIVY}/{folder}/{jar.name}"
-                for jar in sorted((self.parts.livy / folder).glob("*.jar"))
-                if not jar.name.startswith("netty-")  # Spark brings it
-            ]
-            for kind, folder in {"rsc": "rsc-jars", "repl": "repl_2.12-jars"}.items()
-        }
-        texts = settings.write(merged, jars, ROLE)
+        node_mb = instance_type(CLUSTER.core).yarn_mb
+        merged = settings.merge(REQUEST["Configurations"], node_mb)
+        texts = settings.write(merged, self.parts.livy, ROLE)
         values = merged["jupyter-sparkmagic-conf"].items()
         sparkmagic = {key: settings.unquoted(value) for key, value in values}
-        texts |= hub.files(BUCKET, ROLE["AWS_ENDPOINT_URL"], ROLE, sparkmagic, list(PASSWORDS))
-        # Whoever comes in by ssh finds what EMR gives to hadoop.
+        texts |= hub.files(BUCKET, ROLE, sparkmagic, list(PASSWORDS))
+        # A login by ssh finds what EMR gives to hadoop.
         variables = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
         texts["/etc/ssh/box_config"] += f"SetEnv {variables}\n"
-        for place, text in texts.items():
-            self.put(place, text)
+        for path, text in texts.items():
+            self.put(path, text)
         self.check(LAYOUT, user="root")
 
     def _open_ssh(self) -> None:
-        """Let hadoop in by ssh, with a key, and forward what the tests look at."""
+        """Let hadoop log in by ssh with a key, and forward the ports that tests read."""
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
         public = Path(f"{self.key}.pub").read_text()
         self.check(hub.accounts(PASSWORDS, public), user="root")
@@ -155,12 +149,15 @@ class Box(Machine):
         return self.folder / "key.pem"
 
     def _stage(self) -> None:
-        """Write to the bucket what `fruits emr create` and `fruits emr wheelhouse` do."""
-        s3, arch = self.bucket.client, platform.machine()
+        """Make the bucket, and fill the stage by `fruits emr stage`, from wheels fetched before."""
+        s3 = self.bucket.client
         self.wait("S3", lambda: s3.list_buckets())
         s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
-        staging.stage(s3, CLUSTER, wheelhouse.build_wheel(self.folder), self.backbone)
-        wheelhouse.upload(s3, sorted(self.parts.wheels.iterdir()), CLUSTER.stage, arch)
+        command = [FRUITS, "emr", "stage", "--stage", CLUSTER.stage, "--region", REGION]
+        command += ["--weights", self.backbone] if self.backbone else []
+        endpoint = {"AWS_ENDPOINT_URL": s3.meta.endpoint_url}
+        wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.parts.wheels)}
+        subprocess.run(command, env=os.environ | KEY | endpoint | wheels, check=True)
 
     # --- services ---------------------------------------------------------------------------------
 
@@ -169,7 +166,7 @@ class Box(Machine):
         self._spawn(name, self.enter(SERVICES[name].script, user=SERVICES[name].user))
 
     def start_s3(self) -> None:
-        """Start the bucket's server; what it held before is there again."""
+        """Start the S3 server, with the objects that it held before."""
         address = f"{settings.ADDRESSES[settings.PRIMARY]}:{settings.S3_PORT}"
         variables = {
             "MINIO_ROOT_USER": KEY["AWS_ACCESS_KEY_ID"],
@@ -183,7 +180,7 @@ class Box(Machine):
         )
 
     def kill(self, name: str) -> None:
-        """End a service and all that it started at once, as a power cut does."""
+        """Kill a service and all that it started at once, as a power cut does."""
         kill_all(self._services.pop(name))
 
     def _spawn(self, name: str, command: list) -> None:
@@ -202,19 +199,19 @@ class Box(Machine):
             process.wait()
 
     def _listens(self, name: str) -> bool:
-        """Whether a service accepts connections; asked inside, for ssh accepts for all."""
-        it = SERVICES[name]
-        return self.run(f"exec 3<>/dev/tcp/{it.host}/{it.port}").returncode == 0
+        """Say whether a service accepts connections, asked inside: ssh's forward always does."""
+        service = SERVICES[name]
+        return self.run(f"exec 3<>/dev/tcp/{service.host}/{service.port}").returncode == 0
 
     def wait(self, what: str, condition: Callable[[], object], seconds: float = 240) -> None:
-        """Wait until something is true."""
+        """Wait until a condition holds; one that raises does not hold yet."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(Exception):
                 if condition():
                     return
             time.sleep(0.3)
-        raise AssertionError(f"{what}: not so after {seconds} seconds, see {self.folder}/logs")
+        raise AssertionError(f"waited {seconds} s for {what}: see {self.folder}/logs")
 
     # --- what is in it ----------------------------------------------------------------------------
 

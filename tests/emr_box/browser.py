@@ -28,20 +28,19 @@ ROOM_NEEDED = """() => {
 class Person:
     """One person's browser. Use it in a `with` block.
 
-    Whether something was done is looked up in the server's API, never in the page's text.
+    What has happened is read from the server's API, never from the page's text.
 
     Parameters
     ----------
     address : str
-        Of the hub, such as `https://127.0.0.1:9443`.
+        The hub's, such as `https://127.0.0.1:9443`.
     user, password : str
     pictures : pathlib.Path
-        Folder for what the person sees.
+        Folder for screenshots.
     """
 
     def __init__(self, address: str, user: str, password: str, pictures: Path):
         self.user, self.password, self.pictures = user, password, pictures
-        self._hub = f"{address}/hub"
         self._server = f"{address}/user/{user}"
 
     def __enter__(self) -> "Person":
@@ -53,7 +52,7 @@ class Person:
                 args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
             )
             self.page = browser.new_page(
-                ignore_https_errors=True,  # the certificate is the cluster's own
+                ignore_https_errors=True,  # the cluster signs its certificate itself
                 viewport={"width": WIDTH, "height": HEIGHT},
             )
             self.page.set_default_timeout(PATIENCE * 1000)
@@ -68,15 +67,17 @@ class Person:
     # --- the hub ---------------------------------------------------------------------------------
 
     def log_in(self, password: str = "") -> str:
-        """Log in; return what the page says against it, or nothing once the server has started."""
+        """Go to JupyterLab's address and log in; return the page's refusal, empty once in Lab."""
         page = self.page
-        page.context.clear_cookies()  # else an earlier log-in would count
-        page.goto(f"{self._hub}/login")
+        page.context.clear_cookies()  # of an earlier log-in
+        page.goto(f"{self._server}/lab")
         page.fill("#username_input", self.user)
         page.fill("#password_input", password or self.password)
         page.click("#login_submit")
-        # While a server starts there is a page of its own, which leads on by itself.
-        page.wait_for_selector(".login_error, #jp-top-panel")
+        page.wait_for_selector(".login_error, a#start, #jp-top-panel")
+        if page.locator("a#start").count():
+            page.click("a#start")  # "Launch Server"; a page shows its progress and leads on
+            page.wait_for_selector("#jp-top-panel")
         refusal = page.locator(".login_error")
         return refusal.inner_text().strip() if refusal.count() else ""
 
@@ -102,20 +103,15 @@ class Person:
     # --- a notebook, in the page -----------------------------------------------------------------
 
     def open(self, path: str, kernel: str) -> None:
-        """Open a notebook and wait for its kernel; choose that if the notebook names another.
+        """Open a notebook of the user's folder and wait for its kernel; change it if necessary.
 
-        Parameters
-        ----------
-        path : str
-            In the user's folder.
-        kernel : str
-            As the page names it, such as `PySpark`.
+        `kernel` is the name on the page, such as `PySpark`.
         """
         page = self.page
         page.goto(f"{self._server}/lab/tree/{path}?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         choice = page.locator(".jp-Dialog:has(.jp-KernelSelector-body, select)")
-        # A notebook without a known kernel asks by itself.
+        # A notebook without a known kernel opens the dialog by itself.
         self._wait(f"{path} to have a kernel", lambda: choice.count() or self._kernel(path))
         if not choice.count() and page.inner_text(KERNEL_NAME).strip() != kernel:
             page.click(KERNEL_NAME)
@@ -138,21 +134,16 @@ class Person:
         """Replace a cell's text in the open notebook; cells are counted from 0."""
         self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".cm-content").click()
         self.page.keyboard.press("Control+A")
-        # At once, as if pasted: key by key, the editor would indent and close brackets by itself.
+        # As if pasted: typed key by key, the editor would indent and close brackets by itself.
         self.page.keyboard.insert_text(text)
         self.page.keyboard.press("Control+Home")  # or the cell stays scrolled to the end of a line
 
     def run_all(self, path: str, patience: float) -> dict:
-        """Run all cells of the open notebook, up to the first that fails; return it as saved then.
+        """Run all cells of the open notebook up to the first that fails; return it as saved.
 
-        Parameters
-        ----------
-        path : str
-        patience : float
-            Seconds for all cells together.
+        `patience` is in seconds, for all cells together.
         """
-        # Else counts and outputs of an earlier run would pass for those of this one.
-        self._menu("Edit", "editmenu:clear-all")
+        self._menu("Edit", "editmenu:clear-all")  # counts and outputs of an earlier run
         self.save()
         self._menu("Run", "runmenu:run-all")
         self._wait(f"the cells of {path} to run", lambda: self._has_run(path), patience)
@@ -174,10 +165,11 @@ class Person:
         self._wait(f"the kernel of {path} to end", lambda: not self._kernel(path))
 
     def take_picture(self, name: str) -> Path:
-        """Take a picture of the window, so tall that all cells of the open notebook are in it."""
+        """Take a picture of the window, tall enough for all cells of the open notebook."""
         page = self.page
+        page.mouse.move(0, 0)  # a table row under the pointer would be coloured
         height = HEIGHT
-        for _ in range(5):  # cells that come into view are drawn, and take more or less room
+        for _ in range(5):  # cells that come into view are drawn, and change in height
             page.set_viewport_size({"width": WIDTH, "height": height})
             page.wait_for_timeout(1000)
             needed = min(max(page.evaluate(ROOM_NEEDED), HEIGHT), TALLEST)
@@ -186,7 +178,7 @@ class Person:
             height = needed
         target = self.pictures / f"{name}.png"
         seen = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
-        # A palette: text and diagrams look the same, and a picture is a third of the bytes.
+        # With a palette, text and diagrams look the same in a third of the bytes.
         seen.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
         page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         return target
@@ -204,7 +196,7 @@ class Person:
     def _has_run(self, path: str) -> bool:
         if not self._idle(path):
             return False
-        self.save()  # between two cells a kernel is idle too: look at the cells
+        self.save()  # a kernel is idle between two cells too: look at the cells
         cells = [cell for cell in self.read(path)["cells"] if cell["cell_type"] == "code"]
         failed = any(
             output["output_type"] == "error" for cell in cells for output in cell["outputs"]
@@ -220,7 +212,7 @@ class Person:
             f"{self._server}/api/{path}",
             method=method,
             data=None if content is None else json.dumps(content),
-            # The hub has a token of its own: the longest path is the server's.
+            # The hub has another token: the longest path is the server's.
             headers={"X-XSRFToken": tokens[max(tokens, key=len)]},
         )
         assert answer.ok, f"{method} {path}: {answer.status} {answer.text()[:500]}"
@@ -234,6 +226,6 @@ class Person:
         end = time.monotonic() + patience
         while not done():
             if time.monotonic() > end:
-                picture = self.take_picture("waited-in-vain")
+                picture = self.take_picture("timed-out")
                 raise TimeoutError(f"{self.user} waited {patience:.0f} s for {what}: see {picture}")
             self.page.wait_for_timeout(500)

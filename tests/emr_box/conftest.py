@@ -1,4 +1,4 @@
-"""What the tests of the box share: the box itself, its tunnel, and two people at work in it."""
+"""Fixtures of the box: the box itself, its tunnel, and two people at work in it."""
 
 import hashlib
 import os
@@ -10,29 +10,28 @@ from pathlib import Path
 
 import parts
 import pytest
-from box import BUCKET, CLUSTER, PASSWORDS, Box
+from box import BUCKET, CLUSTER, FRUITS, PASSWORDS, REQUEST, Box
 from browser import Person
 from machine import kept, kill_all
 from peaks import Peaks
 from servers import REGION, await_port, client, free_port, s3_server
-from work import FRUITS, NOTEBOOKS, given, in_the_browser, papermill
+from work import NOTEBOOKS, given, in_the_browser, papermill
 
 from fruits_lib import backbones
 from fruits_lib.backbones import check_backbone, export, imagenet_available
 from fruits_lib.connector import cache_folder
 from fruits_lib.emr import steps
-from fruits_lib.emr.request import build_request, load_configurations
 from fruits_lib.parameters import find_notebooks
 
 
 def pytest_collection_modifyitems(items):
-    """Two people come first: amina works while jovyan does, and no fault is meant for them."""
+    """Two people come first: they work at the same time, and no fault shall strike them."""
     items.sort(key=lambda item: item.path.stem != "test_two_people")
 
 
 @pytest.fixture(scope="session")
 def backbone():
-    """A .tflite of the real size: with ImageNet weights where they are to be had."""
+    """A .tflite file of the real size, with ImageNet weights if Keras can get them."""
 
     def make(path):
         weights = "imagenet" if imagenet_available() else "random"
@@ -69,9 +68,9 @@ def data(box, sample):
 
 @pytest.fixture(scope="session")
 def console(box, tmp_path_factory):
-    """The environment in which an engineer calls `fruits emr`, and a cluster that is the box.
+    """The environment of an engineer who calls `fruits emr`, and the id of a cluster: the box.
 
-    EMR's API is moto's; ssh is the real one, told where the box is.
+    EMR's API is moto's; ssh is the real one, configured to reach the box.
     """
     folder = tmp_path_factory.mktemp("console")
     ssh = folder / "bin/ssh"
@@ -82,8 +81,7 @@ def console(box, tmp_path_factory):
         environment = {**os.environ, **moto.environment}
         environment["PATH"] = f"{ssh.parent}:{environment['PATH']}"
         emr = client(moto.endpoint, "emr")
-        request = build_request(CLUSTER, load_configurations(CLUSTER))
-        cluster = emr.run_job_flow(**request)["JobFlowId"]
+        cluster = emr.run_job_flow(**REQUEST)["JobFlowId"]
         address = emr.describe_cluster(ClusterId=cluster)["Cluster"]["MasterPublicDnsName"]
         box.check(f"echo '127.0.0.1 {address}' >>/etc/hosts", user="root")
         yield environment, cluster
@@ -101,12 +99,12 @@ def tunnel(box, console):
             await_port(ports[0], process)
             yield ports
         finally:
-            kill_all(process)  # not by Ctrl-C: what runs in the background may be deaf to it
+            kill_all(process)  # background processes may ignore Ctrl-C
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """Folder for what the person saw; `FRUITS_PICTURES` names one that stays."""
+    """Folder for screenshots; `FRUITS_PICTURES` names one that stays."""
     named = os.environ.get("FRUITS_PICTURES")
     folder = Path(named) if named else tmp_path_factory.mktemp("pictures")
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,23 +113,20 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def values(data, weights):
-    """Parameters of the runs that are compared."""
+    """Parameters of the runs that tests compare."""
     return {"data": data, "weights": weights, "variance": 0.8}
 
 
 @pytest.fixture(scope="session")
 def peaks(box):
-    """The memory of every container, from before the first notebook on."""
+    """Follows every container from before the first notebook."""
     with Peaks(box) as following:
         yield following
 
 
 @pytest.fixture(scope="session")
 def amina(box, values, peaks):
-    """A person who runs the notebooks by papermill, beside whoever else is at work.
-
-    Her run folder, and the future of papermill's answers by notebook.
-    """
+    """A person who runs the notebooks by papermill: (run folder, future of answers by name)."""
     run_dir = f"s3://{BUCKET}/runs/amina"
 
     def work():
@@ -145,7 +140,7 @@ def amina(box, values, peaks):
 def beginner(sample, backbone, values, tmp_path_factory):
     """A person who runs the same notebooks on this machine, by the plain kernel.
 
-    Run folder, photographs, and the future of the command's answer.
+    Yields (run folder, photographs, future of the command's answer).
     """
     run_dir = tmp_path_factory.mktemp("plain") / "run"
     command = [FRUITS, "run", "--data", sample, "--run-dir", run_dir]
@@ -158,7 +153,7 @@ def beginner(sample, backbone, values, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain(beginner):
-    """The run on this machine, done: (run folder, photographs)."""
+    """The finished run on this machine: (run folder, photographs)."""
     run_dir, photographs, future = beginner
     assert future.result().returncode == 0, future.result().stderr
     return run_dir, photographs
@@ -166,15 +161,22 @@ def plain(beginner):
 
 @pytest.fixture(scope="session")
 def errands(box, data):
-    """Two things that take the cluster half a minute each, at once: futures."""
+    """Futures of three jobs that take half a minute each, at the same time."""
     run_dir = f"s3://{BUCKET}/runs/steps"
     checked = steps.check_run(find_notebooks(), {"data": data, "run_dir": run_dir})
-    first = steps.requests(find_notebooks(), checked)[0]["HadoopJarStep"]
-    assert first["Jar"] == "command-runner.jar"  # which runs its arguments on the primary node
+    first = steps.requests(find_notebooks(), checked)[0]
+    script, answer = f"{CLUSTER.stage}/doctor.py", f"s3://{BUCKET}/doctor.json"
+    doctor = steps.request("doctor", ["spark-submit", script, answer])
+
+    def run(step):
+        assert step["HadoopJarStep"]["Jar"] == "command-runner.jar"  # runs its arguments
+        return box.run(shlex.join(step["HadoopJarStep"]["Args"]))
+
     with ThreadPoolExecutor(2) as executor:
         yield {
-            "step": executor.submit(box.run, shlex.join(first["Args"])),
+            "step": executor.submit(run, first),
             "failed": executor.submit(papermill, box, "04_pca", f"s3://{BUCKET}/runs/empty"),
+            "doctor": executor.submit(run, doctor),
         }
 
 
@@ -186,13 +188,13 @@ def step(errands):
 
 @pytest.fixture(scope="session")
 def failed(errands):
-    """Papermill's answer of a notebook that fails: nothing has been computed for it."""
+    """Papermill's answer of a notebook whose input is missing."""
     return errands["failed"].result()
 
 
 @pytest.fixture(scope="session")
 def jovyan(box, tunnel, values, pictures, amina, beginner):
-    """A person in front of JupyterHub, while amina is at work: (run folder, visit, browser)."""
+    """A person in a browser, while amina is at work: (run folder, visit, browser)."""
     run_dir = f"s3://{BUCKET}/runs/jovyan"
     address = f"https://127.0.0.1:{tunnel[0]}"
     with Person(address, "jovyan", PASSWORDS["jovyan"], pictures) as person:

@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster, at a moment that is known."""
+"""Faults of a cluster, each at a known moment."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from work import read_rows
 
 from fruits_lib.storage import bucket_and_key
 
-# A session of Livy's as small as it works; it computes nothing, and so needs no executor.
+# The smallest session of Livy's that works; it computes nothing, and so needs no executor.
 IDLE = {
     "kind": "pyspark",
     "idleTimeout": "10s",  # in place of emr-config.json's hour
@@ -24,24 +24,22 @@ IDLE = {
     },
 }
 OUTAGE = 10  # seconds
-LIVING = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")  # applications of YARN's
+ACTIVE = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED", "RUNNING")  # applications of YARN's
 
 
 @dataclass(frozen=True)
 class Struck:
-    """What became of work in which a fault struck.
+    """The outcome of work that faults struck.
 
     Attributes
     ----------
-    run_dir : str
     answer : subprocess.CompletedProcess
     before, batches : int
-        Micro-batches that were done when the work began, and when the last fault had struck.
+        Micro-batches that were done when the work began, and after the last fault.
     returned : list
         What the faults returned.
     """
 
-    run_dir: str
     answer: CompletedProcess
     before: int
     batches: int
@@ -54,7 +52,7 @@ def strike(
     work: Callable[[], CompletedProcess],
     *faults: Callable[[Box], object],
 ) -> Struck:
-    """Do work that featurizes; let each fault strike when one more micro-batch is done."""
+    """Do work that featurizes; cause each fault when one more micro-batch is done."""
     before = batches = finished_batches(box, run_dir)
     returned = []
     with ThreadPoolExecutor(1) as executor:
@@ -68,17 +66,17 @@ def strike(
             assert not answer.done(), answer.result().stderr
             returned.append(fault(box))
             batches = finished_batches(box, run_dir)
-        return Struck(run_dir, answer.result(), before, batches, returned)
+        return Struck(answer.result(), before, batches, returned)
 
 
 def finished_batches(box: Box, run_dir: str) -> int:
-    """Return how many micro-batches are done, by the checkpoint of a run."""
+    """Return how many micro-batches the checkpoint of a run has."""
     keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/checkpoint/commits/")
     return sum(key.rsplit("/", 1)[1].isdigit() for key in keys)
 
 
 def paths(box: Box, run_dir: str, *tables: str) -> list[str]:
-    """Return the images that tables of a run name, each as often as they do, sorted."""
+    """Return the images of all rows of some tables of a run, sorted."""
     return sorted(path for table in tables for (path,) in read_rows(box, run_dir, table, ["path"]))
 
 
@@ -86,12 +84,12 @@ def paths(box: Box, run_dir: str, *tables: str) -> list[str]:
 
 
 def end_session(box: Box) -> None:
-    """Delete the Livy session of the notebook at work, as somebody else could."""
+    """Delete the Livy session of the running notebook, as somebody else could."""
     box.livy(f"sessions/{notebook_sessions(box)[0]['id']}", "DELETE")
 
 
 def kill_driver(box: Box) -> None:
-    """Kill the JVM of the notebook at work, which is YARN's application master."""
+    """Kill the JVM of the running notebook, YARN's application master."""
     application = notebook_sessions(box)[0]["appId"]
     (driver,) = [
         process
@@ -104,7 +102,7 @@ def kill_driver(box: Box) -> None:
 
 
 def lose_node(box: Box) -> str:
-    """Kill the node that has executors but not the driver; return its name."""
+    """Kill the node without the driver once it has an executor; return its name."""
     application = box.yarn(f"cluster/apps/{notebook_sessions(box)[0]['appId']}")
     driver = application["amHostHttpAddress"].split(":")[0]
     (node,) = set(settings.CORE) - {driver}
@@ -114,7 +112,7 @@ def lose_node(box: Box) -> str:
 
 
 def take_s3_away(box: Box) -> None:
-    """Kill the bucket's server, and start it again some seconds later."""
+    """Kill the S3 server, and start it again some seconds later."""
     box.kill("s3")
     time.sleep(OUTAGE)
     box.start_s3()
@@ -125,32 +123,28 @@ def take_s3_away(box: Box) -> None:
 
 
 def notebook_sessions(box: Box) -> list[dict]:
-    """Return Livy's sessions that sparkmagic asked for: they have no name."""
+    """Return Livy's sessions that sparkmagic opened: they have no name."""
     return [session for session in box.livy("sessions")["sessions"] if not session["name"]]
 
 
 def notebook_applications(box: Box, *states: str) -> list[dict]:
     """Return YARN's applications of such sessions, the latest one last."""
-    found = [it for it in box.applications(*states) if it["name"].startswith("livy-session-")]
-    return sorted(found, key=lambda it: it["id"])
+    found = [app for app in box.applications(*states) if app["name"].startswith("livy-session-")]
+    return sorted(found, key=lambda app: app["id"])
 
 
 def node_report(box: Box, node: str) -> dict:
     """Return what YARN says of a node."""
-    (report,) = [it for it in box.yarn("cluster/nodes")["node"] if it["nodeHostName"] == node]
+    nodes = box.yarn("cluster/nodes")["node"]
+    (report,) = [one for one in nodes if one["nodeHostName"] == node]
     return report
 
 
 def leave_alone(box: Box) -> tuple[dict, dict]:
-    """Leave two sessions alone, one idle and one busy, until Livy ends one of them.
+    """Leave an idle and a busy session alone until Livy ends one of them.
 
-    The idle one was asked for something later than the busy one: nothing but being busy keeps the
-    other from being ended first.
-
-    Returns
-    -------
-    idle, busy : dict
-        What YARN says of the application of the idle session, and Livy of the busy one, then.
+    The idle one was used last, so only its work saves the busy one from being ended first. Returns
+    what YARN then says of the idle one's application, and Livy of the busy one.
     """
     busy, idle = (
         box.livy("sessions", "POST", name=name, **IDLE)["id"] for name in ("busy", "idle")
@@ -169,7 +163,7 @@ def leave_alone(box: Box) -> tuple[dict, dict]:
         def report() -> dict:
             return box.yarn(f"cluster/apps/{application}")
 
-        box.wait("the end of its application", lambda: report()["state"] not in LIVING)
+        box.wait("the end of its application", lambda: report()["state"] not in ACTIVE)
         return report(), spared
     finally:
         for session in {busy, idle} & _sessions(box):
@@ -181,7 +175,7 @@ def _sessions(box: Box) -> set[int]:
 
 
 def _await_state(box: Box, session: int, state: str, touched: tuple[int, ...]) -> None:
-    """Wait for a state; sessions that are touched meanwhile do not time out."""
+    """Wait for a state; keep the sessions in `touched` from timing out meanwhile."""
 
     def reached() -> bool:
         for one in touched:

@@ -1,8 +1,7 @@
-"""JupyterHub of the box, and sshd, by which one comes in.
+"""JupyterHub of the box, and sshd.
 
-EMR runs the same programs in a container; here they lie in `/opt/jupyterhub`, their settings where
-EMR keeps them, in `/etc/jupyter`. Functions return what is to be: files by their place in the box,
-scripts for its root.
+EMR runs the same programs in a container; here they are in `/opt/jupyterhub`, with their settings
+where EMR keeps them, in `/etc/jupyter`.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import settings
 from machine import kept
 
 from fruits_lib.errors import FruitsError
@@ -21,9 +21,10 @@ from fruits_lib.errors import FruitsError
 HERE = Path(__file__).parent
 LOCKS = [HERE / name for name in ("hub.lock", "package.json", "package-lock.json")]
 HOME = "/opt/jupyterhub"  # in the box; an environment works only where it was made
-URL = "https://127.0.0.1:9443"
+URL = f"https://127.0.0.1:{settings.HUB_PORT}"
 
-# Of the hub. Its database outlives it, so that a restarted hub knows who is logged in.
+# EMR's hub, 1.5.0, opens the classic notebook page, and so does this one: people go to Lab by its
+# address, /user/NAME/lab.
 HUB_CONFIG = """\
 c = get_config()
 c.JupyterHub.bind_url = "{url}"
@@ -36,7 +37,7 @@ c.Authenticator.admin_users = {{"jovyan"}}
 c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"
 c.Spawner.cmd = "{home}/bin/jupyterhub-singleuser"
 c.Spawner.ip = "127.0.0.1"
-c.Spawner.default_url = "/lab"
+c.Spawner.default_url = "/tree"
 c.Spawner.start_timeout = c.Spawner.http_timeout = 300  # the box shares its cores with Spark
 c.Spawner.environment = {environment}
 c.ConfigurableHTTPProxy.command = [
@@ -44,7 +45,7 @@ c.ConfigurableHTTPProxy.command = [
 ]
 """
 
-# Of each user's server: notebooks from the bucket, as EMR's jupyter-s3-conf has it.
+# Each user's server has its notebooks in the bucket, as EMR's jupyter-s3-conf does it.
 SERVER_CONFIG = """\
 import os
 
@@ -53,10 +54,9 @@ c.ServerApp.contents_manager_class = "s3contents.S3ContentsManager"
 c.S3ContentsManager.bucket = "{bucket}"
 c.S3ContentsManager.prefix = "jupyter/" + os.environ["JUPYTERHUB_USER"]
 c.S3ContentsManager.endpoint_url = "{endpoint}"
-c.S3ContentsManager.region_name = "{region}"
 """
 
-# The hub, in the foreground. SIGTERM ends it, its proxy and every user's server.
+# The hub's database outlives it: a restarted hub knows who is logged in.
 START_HUB = f"""\
 mkdir --parents /srv/jupyterhub
 cd /srv/jupyterhub
@@ -70,7 +70,6 @@ HUB_ANSWERS = (
     "curl --silent --insecure --fail --output /dev/null --retry 120 --retry-delay 1 "
     f"--retry-all-errors {URL}/hub/health"
 )
-STOP_HUB = "pid=$(cat /run/jupyterhub.pid); kill $pid; tail --pid=$pid --follow /dev/null"
 
 SSHD_CONFIG = """\
 HostKey /etc/ssh/box_host_key
@@ -80,7 +79,7 @@ UsePAM no
 AllowTcpForwarding local
 LogLevel ERROR
 """
-# A connection's own sshd, on its standard input and output: there is no port, and no other way in.
+# One sshd per connection, on its standard input and output: it has no port.
 SSHD = "exec /usr/sbin/sshd -i -f /etc/ssh/box_config"
 HOST_KEY = "cat /etc/ssh/box_host_key.pub"
 
@@ -88,18 +87,8 @@ HOST_KEY = "cat /etc/ssh/box_host_key.pub"
 def environment(root: Path, cache: Path) -> Path:
     """Return the folder to mount at `HOME`: the hub, its proxy and its kernels.
 
-    Built once, by the root's own Python, from wheels and packages that this machine fetches.
-
-    Parameters
-    ----------
-    root : pathlib.Path
-        Unpacked root with Python 3.11, which stays as it is but for the empty folder `HOME`.
-    cache : pathlib.Path
-
-    Raises
-    ------
-    FruitsError
-        If something cannot be fetched or built.
+    The Python of `root` builds it once, from wheels and packages that this machine fetches; what
+    cannot be fetched or built raises FruitsError.
     """
     Path(f"{root}{HOME}").mkdir(parents=True, exist_ok=True)
     recipe = [INSTALL.encode(), *(path.read_bytes() for path in LOCKS)]
@@ -149,62 +138,45 @@ def _must(what: str, command: list[str], way_out: str, **options) -> None:
         raise FruitsError(f"no JupyterHub for the box: {what}: {lines[0]}: {way_out}")
 
 
-def files(
-    bucket: str, endpoint: str, aws: dict[str, str], sparkmagic: dict, users: list[str]
-) -> dict[str, str]:
-    """Return the settings of the hub, of its kernels and of sshd, by their place in the box.
+def files(bucket: str, role: dict[str, str], sparkmagic: dict, users: list[str]) -> dict[str, str]:
+    """Return the settings of the hub, of its kernels and of sshd, by their path in the box.
 
     Parameters
     ----------
     bucket : str
-        Where each user's notebooks lie, under `jupyter/USER/`.
-    endpoint : str
-        URL of the S3 server.
-    aws : dict of str to str
-        `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION` of the users' servers,
-        which on EMR have those of the instance.
+        Holds each user's notebooks, under `jupyter/USER/`.
+    role : dict of str to str
+        Environment of the users' servers, in place of an EC2 instance's role.
     sparkmagic : dict
         Content of its `config.json`.
     users : list of str
-        Who may log in.
+        May log in.
     """
-    server = SERVER_CONFIG.format(
-        bucket=bucket, endpoint=endpoint, region=aws["AWS_DEFAULT_REGION"]
-    )
-    hub = HUB_CONFIG.format(
-        url=URL,
-        home=HOME,
-        users=set(users),
-        environment={**aws, "AWS_ENDPOINT_URL": endpoint},
-    )
+    endpoint = role["AWS_ENDPOINT_URL"]
     kernel = json.dumps(sparkmagic, indent=2)
     return {
-        "/etc/jupyter/conf/jupyterhub_config.py": hub,
-        "/etc/jupyter/jupyter_server_config.py": server,
+        "/etc/jupyter/conf/jupyterhub_config.py": HUB_CONFIG.format(
+            url=URL, home=HOME, users=set(users), environment=role
+        ),
+        "/etc/jupyter/jupyter_server_config.py": SERVER_CONFIG.format(
+            bucket=bucket, endpoint=endpoint
+        ),
         **{f"/home/{user}/.sparkmagic/config.json": kernel for user in users},
         "/etc/ssh/box_config": SSHD_CONFIG,
     }
 
 
 def accounts(passwords: dict[str, str], public_key: str) -> str:
-    """Return the script that opens the accounts, once the files are there.
-
-    Parameters
-    ----------
-    passwords : dict of str to str
-        Of the hub's users, by name.
-    public_key : str
-        The one by which hadoop comes in over SSH.
-    """
+    """Return the script that opens the hub's accounts, and hadoop's to one SSH key."""
     lines = [f"{user}:{password}" for user, password in passwords.items()]
     return f"""\
 set -eu
 printf '%s\\n' {shlex.join(lines)} | chpasswd
 for user in {shlex.join(passwords)}; do chown --recursive $user: /home/$user/.sparkmagic; done
-# Not Debian's own host key, which everyone has who unpacks this root.
+# Debian's own host key is the same for everyone who unpacks this root.
 mkdir --parents /run/sshd
 ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/box_host_key
-# No password; but `!`, which useradd writes, would lock the account for keys too.
+# No password. The `!` that useradd writes would lock the account for keys too.
 usermod --password '*' hadoop
 install --directory --owner=hadoop --mode=700 /home/hadoop/.ssh
 echo {shlex.quote(public_key.strip())} >/home/hadoop/.ssh/authorized_keys
@@ -213,15 +185,9 @@ chown hadoop: /home/hadoop/.ssh/authorized_keys
 
 
 def write_ssh_config(folder: Path, host_key: str, enter: list[str]) -> Path:
-    """Write what makes `ssh -F` find the box, whatever address it is given; return the file.
+    """Write the configuration with which `ssh -F` reaches the box under any address.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-    host_key : str
-        What the script `HOST_KEY` prints in the box.
-    enter : list of str
-        Command that runs `SSHD` in the box as root.
+    `enter` is the command that runs `SSHD` in the box as root.
     """
     (folder / "known_hosts").write_text(f"box {host_key}")
     config = folder / "ssh_config"

@@ -1,10 +1,9 @@
-"""What the box is made of: fetched or built once, by version and hash, into the cache."""
+"""The box's parts: fetched or built once, by version and hash, into the cache."""
 
 import hashlib
 import os
 import shutil
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,22 +32,20 @@ DEPENDENCY = """
 
 @dataclass(frozen=True)
 class Parts:
-    """What the box is made of, on the host.
+    """Paths on the host.
 
     Attributes
     ----------
     root : pathlib.Path
         Unpacked root of a machine.
     hadoop, s3a : pathlib.Path
-        Folders of the daemons' jars, and of the jars of Spark's connector.
-    livy : pathlib.Path
-        Unpacked Livy.
+        Folders of the daemons' jars, and of the jars of Spark's S3A connector.
+    livy, hub : pathlib.Path
+        Livy, unpacked, and the environment of JupyterHub.
     minio : pathlib.Path
         The S3 server.
     wheels : pathlib.Path
         Wheelhouse of the nodes.
-    hub : pathlib.Path
-        Environment of JupyterHub.
     """
 
     root: Path
@@ -61,16 +58,9 @@ class Parts:
 
 
 def collect(cache: Path, root: Path) -> Parts:
-    """Fetch and build what is not in the cache yet.
+    """Fetch and build what the cache lacks; `root`, an empty folder, becomes the machine's root.
 
-    What cannot be had is said in one line: a test is skipped, or fails where `FRUITS_REQUIRE` is
-    set.
-
-    Parameters
-    ----------
-    cache : pathlib.Path
-    root : pathlib.Path
-        Empty folder, which becomes the root.
+    What is missing skips a test with one line, or fails it where `FRUITS_REQUIRE` is set.
     """
     need(bool(shutil.which("ssh")), "ssh is missing: install OpenSSH's client")
     livy = kept(cache / LIVY, _unpack_livy)
@@ -94,7 +84,7 @@ def collect(cache: Path, root: Path) -> Parts:
 
 
 def _fetch_hadoop(target: Path) -> None:
-    """Let Maven fetch what the lock names, that and nothing else, and look at every hash."""
+    """Let Maven fetch the jars of the lock and nothing else, and check every hash."""
     need(bool(shutil.which("mvn")), "Maven is missing: install maven")
     digests = dict(line.split() for line in HADOOP_LOCK.read_text().splitlines())
     dependencies = "".join(DEPENDENCY.format(*name.split(":")) for name in digests)
@@ -108,17 +98,16 @@ def _fetch_hadoop(target: Path) -> None:
     need(answer.returncode == 0, f"Hadoop cannot be fetched from Maven Central: {lines[0]}")
     pom.unlink()
     for name, digest in digests.items():
-        jar = target / "{1}-{2}.jar".format(*name.split(":"))
-        _check_hash(jar, digest)
+        _check_hash(target / "{1}-{2}.jar".format(*name.split(":")), digest)
 
 
 def _check_hash(file: Path, digest: str) -> None:
     found = hashlib.sha256(file.read_bytes()).hexdigest()
-    need(found == digest, f"{file} has sha256 {found}, not {digest}: look where it came from")
+    need(found == digest, f"{file} has sha256 {found}, not {digest}: do not use it")
 
 
 def _unpack_livy(target: Path) -> None:
-    """No registry has Livy's sessions: they come from a file beside the project, or by hand."""
+    """No registry has Livy's interactive sessions: users put its official download here."""
     shared = Path(os.environ.get("FRUITS_SHARED", Path(__file__).parents[3] / "shared"))
     packed = shared / f"livy/{LIVY}.tar.gz"
     need(
@@ -126,9 +115,6 @@ def _unpack_livy(target: Path) -> None:
         f"Livy is missing: unpack Apache Livy 0.9.0 for Scala 2.12 as {target.with_suffix('')}",
     )
     _check_hash(packed, LIVY_SHA256)
-    with tarfile.open(packed) as archive:
-        archive.extractall(target, filter="data")
-    (inner,) = target.iterdir()
-    for entry in inner.iterdir():
-        entry.rename(target / entry.name)
-    inner.rmdir()
+    target.mkdir()
+    tar = ["tar", "--extract", f"--file={packed}", f"--directory={target}"]
+    subprocess.run([*tar, "--strip-components=1"], check=True)

@@ -1,4 +1,4 @@
-"""What the containers on YARN take of memory, beside what it lets them have."""
+"""The containers on YARN, seen from outside: their region, their memory, and its limit."""
 
 import contextlib
 import os
@@ -24,28 +24,27 @@ MB = 1 << 20
 
 @dataclass
 class Container:
-    """One container, and the most that it was seen to take.
+    """One container and its peaks.
 
     Attributes
     ----------
     id, kind : str
-    limit_mb : int
-        Memory that YARN lets it have.
-    heap_mb : int
-        Limit of its JVM's heap.
+    region : str
+        AWS_REGION of its processes; empty if they have none.
+    limit_mb, heap_mb : int
+        Memory that YARN grants it, and the largest heap of its JVM.
     cores : int
         Tasks at once, of an executor; else 0.
-    jvm_mb, python_mb : float
-        Peaks of the JVM, and of all its Python processes together.
-    worker_mb : float
-        Peak of one of them.
+    jvm_mb, python_mb, worker_mb : float
+        Of the JVM, of all Python processes together, and of one of them.
     total_mb : float
-        Peak of all its processes together, resident pages that they share counted for each: so
-        YARN counts (`ProcfsBasedProcessTree`).
+        Of all processes together. Shared resident pages count once for each process, as YARN
+        counts them (`ProcfsBasedProcessTree`).
     """
 
     id: str
     kind: str
+    region: str
     limit_mb: int
     heap_mb: int
     cores: int
@@ -59,7 +58,7 @@ class Container:
         return "application_" + "_".join(self.id.split("_")[-4:-2])
 
     def update(self, processes: list[tuple[str, float]]) -> None:
-        """Take note of what its processes, by name, take now."""
+        """Raise the peaks to what its processes, (name, MB), take now."""
         python = [mb for name, mb in processes if name.startswith("python")]
         jvm = sum(mb for name, mb in processes if name == "java")
         self.jvm_mb = max(self.jvm_mb, jvm)
@@ -69,12 +68,7 @@ class Container:
 
 
 class Peaks:
-    """Follows all containers of a box from outside, in a `with` block.
-
-    Parameters
-    ----------
-    box : Box
-    """
+    """Follows all containers of a box, in a `with` block."""
 
     def __init__(self, box: Box):
         self._box = box
@@ -93,51 +87,48 @@ class Peaks:
 
     def containers(self, kind: str = "") -> list[Container]:
         """Return the containers seen so far, of one kind or all."""
-        return [it for it in list(self._containers.values()) if kind in ("", it.kind)]
+        return [one for one in list(self._containers.values()) if kind in ("", one.kind)]
 
     def _follow(self) -> None:
-        # Of the box: by its processes' namespace. Other boxes may be at work beside it.
+        # The namespace tells the box's processes from those of other boxes.
         namespace = os.readlink(f"/proc/{self._box._process.pid}/ns/pid_for_children")
         while not self._ended.wait(INTERVAL):
             for leader, members in _sessions().items():
-                # Gone meanwhile: it will not be seen again.
                 with contextlib.suppress(ProcessLookupError, FileNotFoundError, psutil.Error):
                     if os.readlink(f"/proc/{leader}/ns/pid") == namespace:
-                        self._look(psutil.Process(leader).cmdline(), members)
+                        self._look(psutil.Process(leader), members)
 
-    def _look(self, command: list[str], members: list[int]) -> None:
-        text = " ".join(command)
+    def _look(self, leader: psutil.Process, members: list[int]) -> None:
+        text = " ".join(leader.cmdline())
         found = re.search(r"container(_\d+_\d+)(_\d+)_\d+", text)
         kind = next((KINDS[word] for word in text.split() if word in KINDS), "")
-        if not (found and kind):  # of something else, or not yet what it is going to be
+        if not (found and kind):  # another program, or YARN's script that is about to start it
             return
         if found[0] not in self._containers:
             limit = self._limit(found[0], *found.groups())
             if not limit:
                 return
             heap, cores = re.search(r"-Xmx(\d+)m", text), re.search(r"--cores (\d+)", text)
+            region = leader.environ().get("AWS_REGION", "")
             self._containers[found[0]] = Container(
-                found[0], kind, limit, int(heap[1]), int(cores[1]) if cores else 0
+                found[0], kind, region, limit, int(heap[1]), int(cores[1]) if cores else 0
             )
         self._containers[found[0]].update(list(_resident(members)))
 
     def _limit(self, container: str, application: str, attempt: str) -> int:
-        """Return what YARN lets a container have; 0 if YARN does not say."""
+        """Return the memory that YARN grants a container; 0 if YARN does not say."""
         name = f"application{application}/appattempts/appattempt{application}_{attempt[1:]:0>6}"
         with contextlib.suppress(OSError):
             found = self._box.yarn(f"cluster/apps/{name}/containers")
             # A list of one comes without its brackets.
-            for it in [found] if isinstance(found, dict) else found:
-                if it["containerId"] == container:
-                    return int(it["allocatedMB"])
+            for one in [found] if isinstance(found, dict) else found:
+                if one["containerId"] == container:
+                    return int(one["allocatedMB"])
         return 0
 
 
 def _sessions() -> dict[int, list[int]]:
-    """Return the processes of this machine by the leader of their session.
-
-    YARN starts each container as a session, in which its JVM and Python stay.
-    """
+    """Return this machine's processes by session leader; each container is one session."""
     sessions = defaultdict(list)
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError):

@@ -4,25 +4,23 @@ import shlex
 import signal
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import parts
 import pytest
 from box import BUCKET, PASSWORDS, Box
+from settings import HISTORY_PORT, HUB_PORT, PRIMARY
 
 from fruits_lib.backbones import check_backbone, export
 from fruits_lib.connector import cache_folder
-from fruits_lib.emr import tunnel
-from fruits_lib.emr.cluster import Cluster
-from fruits_lib.sample import render_sample
+from fruits_lib.sample import write_sample
 
 WEIGHTS = "weights/random.tflite"
 GUIDE = """
-The box is up, in {seconds:.0f} s. YARN has two nodes of 12 GB, of which 3 to 6 GB get used in all.
+The box is up after {seconds:.0f} s. YARN has two nodes of 12 GB; together they use 3 to 6 GB.
 
-tunnel         {command}
-JupyterHub     https://127.0.0.1:{hub}, with the tunnel open (its certificate is its own)
+tunnel         {tunnel}
+JupyterHub     https://127.0.0.1:{hub}/user/jovyan/lab, through the tunnel (certificate self-signed)
                user jovyan, password {jovyan}; a second person: amina, {amina}
 Spark history  http://127.0.0.1:{history}
 in 01_load     data = "s3://{bucket}/photographs", run_dir = "s3://{bucket}/runs/mine"
@@ -41,7 +39,7 @@ def main() -> None:
             one.mkdir()
         started = time.monotonic()
         with Box(parts.collect(cache_folder(), root), folder) as box:
-            render_sample(sample)
+            write_sample(sample)
             box.bucket.upload(sample, "photographs")
             box.bucket.put(WEIGHTS, export(check_backbone("mobilenet_v2", "random")))
             staged = box.bucket.listing("stage/backbones/")
@@ -50,17 +48,17 @@ def main() -> None:
 
 
 def guide(box: Box, seconds: float, imagenet: bool) -> str:
-    """Return what a person needs to know."""
-    cluster = Cluster("box", "box", "WAITING", "", datetime.now(UTC), None, address="primary")
-    command = tunnel.ssh_command(cluster, box.key)
-    command[1:1] = ["-F", str(box.ssh_config)]
-    step = [*command[:5], command[-1], "/opt/fruits/bin/fruits", "run", "--only", "01"]
+    """Return the addresses, passwords and commands of the box."""
+    ssh = ["ssh", "-F", str(box.ssh_config), "-i", str(box.key), "hadoop@box"]
+    ports = (HUB_PORT, HISTORY_PORT)
+    forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:{PRIMARY}:{port}")]
+    step = [*ssh, "/opt/fruits/bin/fruits", "run", "--only", "01"]
     step += ["--data", f"s3://{BUCKET}/photographs", "--run-dir", f"s3://{BUCKET}/runs/steps"]
     return GUIDE.format(
         seconds=seconds,
-        command=shlex.join(command),
-        hub=tunnel.HUB,
-        history=tunnel.HISTORY,
+        tunnel=shlex.join([*ssh, "-N", *forwards]),
+        hub=HUB_PORT,
+        history=HISTORY_PORT,
         bucket=BUCKET,
         weights="imagenet" if imagenet else f"s3://{BUCKET}/{WEIGHTS}",
         step=shlex.join(step),

@@ -1,12 +1,11 @@
-"""The services of the box: what each runs, and as whom."""
+"""The services of the box: what each runs, as which user, and the port that shows it is ready."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import hub
 import settings
 
-from fruits_lib import session
-from fruits_lib.emr import tunnel
+from fruits_lib.session import LIVY_PORT
 
 JVM = f"java -XX:+UseSerialGC {settings.QUICK_JVM} -Xmx{{}}m"
 # What Hadoop 3.3 and Livy 0.9 reach into, on Java 17.
@@ -19,66 +18,50 @@ OPENS = " ".join(
     )
 )
 HADOOP = f"{OPENS} -cp '/etc/hadoop/conf:/usr/lib/hadoop:/mnt/hadoop/*' "
-NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+HDFS, YARN = "org.apache.hadoop.hdfs.server", "org.apache.hadoop.yarn.server"
+NAMENODE = f"{HDFS}.namenode.NameNode"
 HDFS_SHELL = f"{JVM.format(128)} {HADOOP} org.apache.hadoop.fs.FsShell"
-YARN = "org.apache.hadoop.yarn.server"
 LIVY = f"{OPENS} -cp '{settings.LIVY}/jars/*:/etc/livy/conf:/etc/hadoop/conf' "
 
 
-@dataclass(frozen=True)
-class Service:
-    """One service.
-
-    Attributes
-    ----------
-    script : str
-    user : str
-    port : int
-        On which it listens, of `host`, when it is ready.
-    host : str
-    """
-
+class Service(NamedTuple):
     script: str
     user: str
     port: int
     host: str = settings.PRIMARY
 
 
+def _daemon(megabytes: int, command: str) -> str:
+    return f"exec {JVM.format(megabytes)} {command}"
+
+
 SERVICES = {
     "namenode": Service(
         f"{JVM.format(128)} {HADOOP} {NAMENODE} -format -nonInteractive; "
-        f"exec {JVM.format(256)} {HADOOP} {NAMENODE}",
+        + _daemon(256, f"{HADOOP} {NAMENODE}"),
         "hadoop",
         8020,
     ),
-    "datanode": Service(
-        f"exec {JVM.format(256)} {HADOOP} org.apache.hadoop.hdfs.server.datanode.DataNode",
-        "hadoop",
-        9866,
-    ),
+    "datanode": Service(_daemon(256, f"{HADOOP} {HDFS}.datanode.DataNode"), "hadoop", 9866),
     "resourcemanager": Service(
-        f"exec {JVM.format(384)} {HADOOP} {YARN}.resourcemanager.ResourceManager",
+        _daemon(384, f"{HADOOP} {YARN}.resourcemanager.ResourceManager"),
         "yarn",
         settings.YARN_PORT,
     ),
     **{
         node: Service(
-            f"exec {JVM.format(256)} -Dnode={node} {HADOOP} {YARN}.nodemanager.NodeManager",
+            _daemon(256, f"-Dnode={node} {HADOOP} {YARN}.nodemanager.NodeManager"),
             "yarn",
             8042,
             node,
         )
         for node in settings.CORE
     },
-    "livy": Service(
-        f"exec {JVM.format(384)} {LIVY} org.apache.livy.server.LivyServer",
-        "livy",
-        session.LIVY_PORT,
-    ),
+    "livy": Service(_daemon(384, f"{LIVY} org.apache.livy.server.LivyServer"), "livy", LIVY_PORT),
     "history": Service(
         "exec /usr/lib/spark/bin/spark-class org.apache.spark.deploy.history.HistoryServer",
         "hadoop",
-        tunnel.HISTORY,
+        settings.HISTORY_PORT,
     ),
-    "hub": Service(hub.START_HUB, "root", tunnel.HUB, "localhost"),
+    "hub": Service(hub.START_HUB, "root", settings.HUB_PORT, "localhost"),
 }

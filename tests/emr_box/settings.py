@@ -1,29 +1,29 @@
-"""The files that EMR would write on a node: its own settings, and those of emr-config.json."""
+"""The files that EMR writes on a node: its own settings, and those of emr-config.json."""
 
 import json
+from pathlib import Path
 from xml.sax.saxutils import escape
 
-from fruits_lib.emr.tunnel import HISTORY
 from fruits_lib.session import LIVY_PORT
 
 PRIMARY, CORE = "primary", ("core-1", "core-2")  # names of the one loopback's addresses
 ADDRESSES = {PRIMARY: "127.0.0.1", "core-1": "127.0.0.11", "core-2": "127.0.0.12"}
-S3_PORT, YARN_PORT = 9000, 8088
+S3_PORT, YARN_PORT, HISTORY_PORT, HUB_PORT = 9000, 8088, 18080, 9443
 EVENTS = f"hdfs://{PRIMARY}:8020/var/log/spark/apps"
-# Every JVM here is there for minutes: compiling quickly, not well, is what counts.
+# Every JVM runs for minutes only: compile quickly rather than well.
 QUICK_JVM = "-XX:TieredStopAtLevel=1"
 LIVY = "/usr/lib/livy"
 
-# What EMR sets before it applies a request's configurations, as far as the box needs it; addresses
-# are the box's own. Left out: EMR's external shuffle service, in whose place Spark keeps executors
-# that hold shuffles.
+# What EMR sets before it applies a request's configurations, as far as the box needs it, with the
+# box's own addresses. EMR's external shuffle service is left out: Spark keeps executors that hold
+# shuffle files instead.
 DEFAULTS = {
     "core-site": {
         "fs.defaultFS": f"hdfs://{PRIMARY}:8020",
         "hadoop.tmp.dir": "/mnt/tmp/${user.name}",
         "hadoop.proxyuser.livy.hosts": "*",
         "hadoop.proxyuser.livy.groups": "*",
-        # EMR's S3A, of a later Hadoop, needs none of these: the role and the region are known.
+        # EMR's S3A, of a later Hadoop, needs none of these: it has the role and the region.
         "fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
         "fs.s3a.endpoint": f"http://{PRIMARY}:{S3_PORT}",
         "fs.s3a.endpoint.region": "eu-west-1",
@@ -64,9 +64,9 @@ DEFAULTS = {
         "yarn.nodemanager.resource.cpu-vcores": "4",
         "yarn.scheduler.minimum-allocation-mb": "32",
         "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms": "250",
-        # Else Hadoop 3.3 leaves the limit of real memory to cgroups, which are off (YARN-11967).
+        # If true, Hadoop 3.3 leaves the memory limit to cgroups, which are off (YARN-11967).
         "yarn.nodemanager.resource.memory.enforced": "false",
-        # A node that is dead is noticed after ten minutes on EMR.
+        # EMR takes ten minutes to notice a dead node.
         "yarn.resourcemanager.nm.liveness-monitor.expiry-interval-ms": "15000",
         "yarn.nm.liveness-monitor.expiry-interval-ms": "15000",
     },
@@ -84,7 +84,9 @@ DEFAULTS = {
         "spark.eventLog.dir": EVENTS,
         "spark.history.fs.logDirectory": EVENTS,
         "spark.history.fs.update.interval": "2s",
-        "spark.yarn.historyServer.address": f"{PRIMARY}:{HISTORY}",
+        "spark.yarn.historyServer.address": f"{PRIMARY}:{HISTORY_PORT}",
+        # Spark's own releases ignore this key. EMR's would take executor sizes as minimums.
+        "spark.yarn.heterogeneousExecutors.enabled": "true",
         "spark.driver.extraJavaOptions": QUICK_JVM,
         "spark.executor.extraJavaOptions": QUICK_JVM,
         "spark.yarn.am.extraJavaOptions": QUICK_JVM,
@@ -107,7 +109,7 @@ DEFAULTS = {
         "livy_server_heartbeat_timeout_seconds": 0,
     },
 }
-# By classification: where EMR writes it, and in which form.
+# Where EMR writes each classification; the suffix tells the format.
 FILES = {
     "core-site": "/etc/hadoop/conf/core-site.xml",
     "hdfs-site": "/etc/hadoop/conf/hdfs-site.xml",
@@ -120,61 +122,58 @@ FILES = {
 
 
 def merge(configurations: list[dict], node_mb: int) -> dict[str, dict]:
-    """Return all settings by classification: EMR's, and over them those of a request.
+    """Return all settings by classification: EMR's, then those of a request over them.
 
-    Parameters
-    ----------
-    configurations : list of dict
-        As `load_configurations` returns them.
-    node_mb : int
-        Memory of a node that YARN has.
+    `node_mb` is the memory of a node that YARN may use.
     """
     memory = ("nodemanager.resource.memory-mb", "scheduler.maximum-allocation-mb")
     merged = {name: dict(DEFAULTS.get(name, {})) for name in {*DEFAULTS, *FILES}}
     merged["yarn-site"] |= {f"yarn.{name}": str(node_mb) for name in memory}
-    for it in configurations:
-        merged.setdefault(it["Classification"], {}).update(it["Properties"])
-        for export in it.get("Configurations", []):
-            merged[it["Classification"]] |= export["Properties"]
+    for entry in configurations:
+        merged.setdefault(entry["Classification"], {}).update(entry["Properties"])
+        for export in entry.get("Configurations", []):
+            merged[entry["Classification"]] |= export["Properties"]
     return merged
 
 
 def unquoted(value):
-    """Return what EMR would write of a string into a file of JSON: `300`, not `"300"`."""
+    """Return what EMR writes of a string into a JSON file: `300`, not `"300"`."""
     try:
         return json.loads(value)
     except (TypeError, json.JSONDecodeError):
         return value
 
 
-def write(settings: dict[str, dict], jars: dict[str, list[str]], role: dict[str, str]) -> dict:
-    """Return the text of every file by its place.
+def write(settings: dict[str, dict], livy: Path, role: dict[str, str]) -> dict[str, str]:
+    """Return the text of every file by its path.
 
     Parameters
     ----------
     settings : dict
-        From `merge`.
-    jars : dict of str to list of str
-        Livy's own, by its settings `livy.rsc.jars` and `livy.repl.jars`.
+        From `merge`; changed in place.
+    livy : pathlib.Path
+        Livy's folder on the host.
     role : dict of str to str
         Environment of every container, in place of an EC2 instance's role.
     """
-    settings = {name: dict(properties) for name, properties in settings.items()}
-    # Named as files of the nodes, they are not sent to each session again.
-    local = {key: ",".join(f"local:{path}" for path in paths) for key, paths in jars.items()}
-    settings["livy-conf"] |= local
+    # Files that every node has: `local:` saves sending them to each session.
+    for kind, folder in {"rsc": "rsc-jars", "repl": "repl_2.12-jars"}.items():
+        settings["livy-conf"][f"livy.{kind}.jars"] = ",".join(
+            f"local:{LIVY}/{folder}/{jar.name}"
+            for jar in sorted((livy / folder).glob("*.jar"))
+            if not jar.name.startswith("netty-")  # Spark has its own
+        )
     settings["yarn-site"]["yarn.nodemanager.admin-env"] = ",".join(
         f"{key}={value}" for key, value in role.items()
     )
-    texts = {place: _text(name, settings[name]) for name, place in FILES.items()}
-    client = {"livy.rsc.rpc.server.address": PRIMARY, "livy.rsc.jars": local["livy.rsc.jars"]}
+    texts = {path: _text(name, settings[name]) for name, path in FILES.items()}
+    rsc = "livy.rsc.jars"
+    client = {"livy.rsc.rpc.server.address": PRIMARY, rsc: settings["livy-conf"][rsc]}
     return texts | {
         "/etc/livy/conf/livy-client.conf": _text("livy-conf", client),
         "/etc/hadoop/conf/log4j.properties": LOG4J,
-        "/etc/hosts": "".join(
-            f"{address} {name}\n"
-            for name, address in {"localhost": "127.0.0.1", **ADDRESSES}.items()
-        ),
+        "/etc/hosts": "127.0.0.1 localhost\n"
+        + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()),
     }
 
 

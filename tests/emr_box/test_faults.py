@@ -1,4 +1,4 @@
-"""What a run does when sessions, drivers, nodes and the bucket go away in the middle of it."""
+"""Runs that lose sessions, drivers, nodes and the bucket while they work."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from box import BUCKET
 from faults import (
-    LIVING,
+    ACTIVE,
     end_session,
     finished_batches,
     kill_driver,
@@ -21,19 +21,19 @@ from faults import (
 )
 from work import given, papermill, read_manifest
 
-BATCH = 14  # images in a micro-batch: several of them, each a moment to strike at
+BATCH = 14  # images in a micro-batch; faults strike between micro-batches
 
 
 @pytest.fixture(scope="module")
 def alone(box):
-    """Future of `leave_alone`: Livy's patience takes two minutes, beside the other tests."""
+    """Future of `leave_alone`, which takes two minutes, beside the other tests."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(leave_alone, box)
 
 
 @pytest.fixture(scope="module")
 def quick(box, data, tiny):
-    """Parameters of a run that is quick."""
+    """Parameters of a quick run."""
     box.bucket.put("weights/tiny.tflite", tiny.read_bytes())
     weights = f"s3://{BUCKET}/weights/tiny.tflite"
     return {"data": data, "weights": weights, "input_size": 32, "batch_size": BATCH}
@@ -51,7 +51,7 @@ def featurize(box, quick):
 
 @pytest.fixture(scope="module")
 def indexed(alone, step):
-    """Run folder with an index."""
+    """A run folder with an index."""
     answer, run_dir = step
     assert answer.returncode == 0, answer.stderr
     return run_dir
@@ -75,13 +75,13 @@ def killed(box, deleted, indexed, featurize):
 
 @pytest.fixture(scope="module")
 def lost(box, killed, alone, indexed, featurize):
-    """The rerun of that, which loses a node, where no driver is, and then the bucket."""
+    """The rerun of that, which loses a node, and then the bucket."""
     alone.result()
     return strike(box, indexed, lambda: featurize(indexed), lose_node, take_s3_away)
 
 
 def await_idle(box):
-    box.wait("YARN to have no notebook", lambda: notebook_applications(box, *LIVING) == [])
+    box.wait("YARN to have no notebook", lambda: notebook_applications(box, *ACTIVE) == [])
 
 
 def test_a_failed_notebook_leaves_no_session(box, failed):
@@ -113,7 +113,7 @@ def test_a_rerun_goes_on_after_the_batches_that_were_done(deleted, killed, lost)
 
 def test_the_last_rerun_computes_its_own_batches_alone(box, indexed, lost):
     batches = range(lost.before, finished_batches(box, indexed))
-    tables = [f"{name}/batch_id={it}" for name in ("features", "rejects") for it in batches]
+    tables = [f"{name}/batch_id={id}" for name in ("features", "rejects") for id in batches]
     computed = read_manifest(box, indexed)["featurize"]["computed"]
     assert computed == len(paths(box, indexed, *tables))
     assert 0 < computed < len(paths(box, indexed, "index")) - BATCH
@@ -121,7 +121,7 @@ def test_the_last_rerun_computes_its_own_batches_alone(box, indexed, lost):
 
 def test_a_run_outlasts_a_lost_node_and_an_outage_of_s3(box, indexed, lost):
     assert lost.answer.returncode == 0, lost.answer.stderr
-    assert lost.batches < finished_batches(box, indexed)  # or it struck too late
+    assert lost.batches < finished_batches(box, indexed)  # it struck in time
     assert paths(box, indexed, "features", "rejects") == paths(box, indexed, "index")
 
 

@@ -1,4 +1,4 @@
-"""The notebooks on YARN by papermill and in the browser, at once, against the plain kernel."""
+"""The notebooks on YARN, by papermill and in the browser at once, beside the plain kernel."""
 
 import json
 import re
@@ -10,9 +10,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from box import BUCKET
+from box import BUCKET, FRUITS
 from work import (
-    FRUITS,
     NOTEBOOKS,
     code_cells,
     error,
@@ -23,7 +22,7 @@ from work import (
     text,
 )
 
-# jovyan first: while he is at work, so is amina.
+# jovyan first: amina works while he does.
 
 
 def test_a_wrong_password_is_refused(jovyan):
@@ -39,9 +38,10 @@ def test_run_all_runs_every_cell_in_the_browser(jovyan, name):
 
 
 def test_papermill_says_that_every_notebook_ran(amina):
-    assert {name: it.returncode for name, it in amina[1].result().items()} == dict.fromkeys(
-        NOTEBOOKS, 0
-    ), "\n".join(it.stderr[-2000:] for it in amina[1].result().values())
+    answers = amina[1].result()
+    errors = "\n".join(answer.stderr[-2000:] for answer in answers.values())
+    codes = {name: answer.returncode for name, answer in answers.items()}
+    assert codes == dict.fromkeys(NOTEBOOKS, 0), errors
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -129,7 +129,7 @@ def test_yarn_has_no_application_left_after_the_last_cell(box, amina, jovyan):
     amina[1].result()
     box.wait("YARN to be idle", lambda: box.applications("ACCEPTED", "RUNNING") == [])
     assert box.livy("sessions")["total"] == 0
-    finished = {it["finalStatus"] for it in box.applications("FINISHED")}
+    finished = {app["finalStatus"] for app in box.applications("FINISHED")}
     assert finished == {"SUCCEEDED"}
 
 
@@ -149,11 +149,11 @@ def neutral(said: str, replaced: dict[str, str]) -> str:
 
 
 def timeless(manifest: dict) -> dict:
-    """Return a manifest without times, places and the machine it was written on."""
+    """Return a manifest without times, places and the machine that wrote it."""
     dropped = {"run", "created", "environment", "data", "weights", "seconds", "finished"}
-    dropped |= {"figure", "shown"}  # of checks: rounding errors, the last bits of a sum
+    dropped |= {"figure", "shown"}  # of checks: rounding errors
     return {
-        key: [timeless(it) for it in value]
+        key: [timeless(entry) for entry in value]
         if isinstance(value, list)
         else timeless(value)
         if isinstance(value, dict)

@@ -1,13 +1,11 @@
-"""What people do in the box: notebooks without a screen, and notebooks in a browser."""
+"""What people do in the box: notebooks by papermill, and notebooks in a browser."""
 
 import base64
 import io
 import json
 import shlex
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -19,7 +17,6 @@ from PIL import Image
 from fruits_lib.parameters import declared, find_notebooks
 from fruits_lib.storage import bucket_and_key
 
-FRUITS = str(Path(sys.executable).with_name("fruits"))
 NOTEBOOKS = [path.stem for path in find_notebooks()]
 PATIENCE = 400  # seconds for one notebook; two people share two cores
 PAPERMILL = (
@@ -29,22 +26,15 @@ PAPERMILL = (
 
 
 def given(notebook: str, **values) -> dict:
-    """Return those of some values that a notebook declares as parameters."""
+    """Return the values that a notebook declares as parameters."""
     (path,) = [path for path in find_notebooks() if path.stem == notebook]
     return {name: value for name, value in values.items() if name in declared(path)}
 
 
 def papermill(box: Box, notebook: str, run_dir: str, **values) -> subprocess.CompletedProcess:
-    """Run one staged notebook from and to the bucket, as amina, by the kernel PySpark.
+    """Run one staged notebook, such as `01_load`, as amina, with the kernel PySpark.
 
-    Parameters
-    ----------
-    box : Box
-    notebook : str
-        Such as `01_load`; its output goes to `run_dir`/notebooks.
-    run_dir : str
-    **values
-        Of parameters.
+    The executed notebook goes to `run_dir`/notebooks; `values` are further parameters.
     """
     parameters = {"run_dir": run_dir, **values}
     pairs = (f"-p {name} {shlex.quote(str(value))}" for name, value in parameters.items())
@@ -81,22 +71,14 @@ def read_rows(box: Box, run_dir: str, table: str, columns: list[str]) -> list[tu
 
 @dataclass
 class Visit:
-    """What a person did and saw in the browser.
-
-    Attributes
-    ----------
-    refusal : str
-        What the page said to a wrong password.
-    notebooks : dict of str to NotebookNode
-        As saved after Run All.
-    """
+    """What the page said to a wrong password, and the notebooks as saved after Run All."""
 
     refusal: str = ""
     notebooks: dict[str, nbformat.NotebookNode] = field(default_factory=dict)
 
 
 def in_the_browser(person: Person, run_dir: str, **values) -> Visit:
-    """Log in, and open and run every notebook, with parameters typed into its cell."""
+    """Log in, open every notebook, type its parameters into their cell, and run it."""
     visit = Visit(refusal=person.log_in("a wrong one"))
     assert person.log_in() == ""
     for name in NOTEBOOKS:
@@ -113,7 +95,7 @@ def in_the_browser(person: Person, run_dir: str, **values) -> Visit:
 
 
 def fill_in(source: str, values: dict) -> str:
-    """Return a cell of parameters with other values, its types and comments as they are."""
+    """Return a parameters cell with other values, and its own types and comments."""
     lines = source.splitlines()
     for position, line in enumerate(lines):
         name, _, rest = line.partition(":")
@@ -124,7 +106,7 @@ def fill_in(source: str, values: dict) -> str:
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return the code cells, without the one that papermill puts in."""
+    """Return the code cells without papermill's own."""
     return [
         cell
         for cell in notebook.cells
@@ -142,14 +124,14 @@ def text(cell: nbformat.NotebookNode) -> str:
 
 
 def pictures(cell: nbformat.NotebookNode) -> list[np.ndarray]:
-    """Return the figures that a cell shows, as arrays of pixels."""
+    """Return a cell's figures as arrays of pixels."""
     shown = (output.get("data", {}).get("image/png") for output in cell.outputs)
     contents = (base64.b64decode(encoded) for encoded in shown if encoded)
     return [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
 
 
 def error(notebook: nbformat.NotebookNode) -> str:
-    """Return the error that ended a notebook."""
+    """Return the error that ended a notebook; empty without one."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":

@@ -1,15 +1,14 @@
-"""The memory of emr-config.json is what YARN enforces, and the notebooks stay below it."""
+"""YARN's containers have the region and the memory that emr-config.json sets, and no more."""
 
 import json
 import re
 
 import peaks as sampler
 import pytest
-from box import CLUSTER
+from box import REQUEST
+from servers import REGION
 from settings import CORE
 from work import NOTEBOOKS, read_notebook
-
-from fruits_lib.emr.request import load_configurations
 
 GREEDY = """\
 import time
@@ -23,7 +22,7 @@ def take(_):
 spark = SparkSession.builder.appName("greedy").getOrCreate()
 spark.sparkContext.parallelize([0], 1).map(take).collect()
 """
-# 896 MB: a heap of 512, and the least that Spark adds.
+# 896 MB: a heap of 512, and the smallest overhead of Spark.
 SMALL = {
     "spark.dynamicAllocation.enabled": "false",
     "spark.executor.instances": "1",
@@ -35,27 +34,27 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def seen(peaks, amina):
-    """What was seen of containers until the notebooks of a person had run."""
+def seen(peaks, amina, step):
+    """All containers seen so far, amina's and a step's among them."""
     amina[1].result()
     return peaks.containers()
 
 
 @pytest.fixture(scope="session")
 def kernels(box, seen, amina):
-    """Those of this person's kernels: sparkmagic shows each one's application in the notebook."""
+    """Those of amina's kernels: sparkmagic shows each one's application in the notebook."""
     notebooks = [read_notebook(box, f"{amina[0]}/notebooks/{name}.ipynb") for name in NOTEBOOKS]
     shown = set(re.findall(r"application_\d+_\d+", json.dumps(notebooks)))
-    return [it for it in seen if it.application in shown]
+    return [one for one in seen if one.application in shown]
 
 
 @pytest.fixture(scope="session")
 def configured():
     """spark-defaults of emr-config.json, for the box's nodes."""
     (properties,) = (
-        it["Properties"]
-        for it in load_configurations(CLUSTER)
-        if it["Classification"] == "spark-defaults"
+        entry["Properties"]
+        for entry in REQUEST["Configurations"]
+        if entry["Classification"] == "spark-defaults"
     )
     return properties
 
@@ -67,7 +66,7 @@ def megabytes(configured: dict, name: str) -> int:
 
 
 def of_kind(containers: list[sampler.Container], kind: str) -> list[sampler.Container]:
-    found = [it for it in containers if it.kind == kind]
+    found = [one for one in containers if one.kind == kind]
     assert found, f"no container was a {kind}"
     return found
 
@@ -79,22 +78,28 @@ def node_setting(box, node: str, name: str) -> str:
     return json.loads(answer)["property"]["value"]
 
 
+@pytest.mark.parametrize("kind", [sampler.DRIVER, sampler.MASTER, sampler.EXECUTOR])
+def test_every_container_has_the_region(seen, kind):
+    """By emr-config.json alone: neither YARN nor Livy has one to hand on."""
+    assert {one.region for one in of_kind(seen, kind)} == {REGION}
+
+
 @pytest.mark.parametrize("node", CORE)
 def test_yarn_checks_real_memory_and_no_addresses(box, node):
     names = ("pmem-check-enabled", "vmem-check-enabled", "resource.memory.enforced")
     found = [node_setting(box, node, f"yarn.nodemanager.{name}") for name in names]
-    # With the last one true, Hadoop's default, YARN leaves the check to cgroups, if there are any.
+    # If the last one is true, Hadoop's default, YARN leaves the check to cgroups, if there are any.
     assert found == ["true", "false", "false"]
 
 
 def test_every_container_stays_below_its_limit(seen):
     assert of_kind(seen, sampler.EXECUTOR)
-    assert [it for it in seen if it.total_mb >= it.limit_mb] == []
+    assert [one for one in seen if one.total_mb >= one.limit_mb] == []
 
 
 def test_executors_ran_python_beside_their_jvm(seen):
-    """Else nothing was measured."""
-    most = max(of_kind(seen, sampler.EXECUTOR), key=lambda it: it.python_mb)
+    """Otherwise nothing was measured."""
+    most = max(of_kind(seen, sampler.EXECUTOR), key=lambda one: one.python_mb)
     assert most.jvm_mb > 0
     assert most.total_mb > most.python_mb > most.worker_mb > 0
 
@@ -103,24 +108,30 @@ def test_executors_ran_python_beside_their_jvm(seen):
     ("kind", "name"), [(sampler.DRIVER, "driver"), (sampler.EXECUTOR, "executor")]
 )
 def test_limits_are_those_of_the_configuration(kernels, configured, kind, name):
-    limits = {it.limit_mb for it in of_kind(kernels, kind)}
+    limits = {one.limit_mb for one in of_kind(kernels, kind)}
     assert limits == {megabytes(configured, name)}
 
 
 def test_a_kernels_driver_has_the_configured_heap(kernels, configured):
     """EMR's own template of sparkmagic would ask for 1,000 MB."""
-    heaps = {f"{it.heap_mb}m" for it in of_kind(kernels, sampler.DRIVER)}
+    heaps = {f"{one.heap_mb}m" for one in of_kind(kernels, sampler.DRIVER)}
     assert heaps == {configured["spark.driver.memory"]}
 
 
 def test_a_kernels_executors_have_the_configured_heap_and_cores(kernels, configured):
     """EMR's own template of sparkmagic would ask for 2 cores."""
-    found = {(f"{it.heap_mb}m", str(it.cores)) for it in of_kind(kernels, sampler.EXECUTOR)}
+    found = {(f"{one.heap_mb}m", str(one.cores)) for one in of_kind(kernels, sampler.EXECUTOR)}
     assert found == {(configured["spark.executor.memory"], configured["spark.executor.cores"])}
 
 
+def test_our_settings_of_executors_replace_emrs(box):
+    """EMR's Spark would take executor sizes as minimums."""
+    key = "spark.yarn.heterogeneousExecutors.enabled"
+    assert box.check(f"grep {key} /etc/spark/conf/spark-defaults.conf") == f"{key} false\n"
+
+
 def test_a_container_beyond_its_limit_is_killed(box):
-    """Last here, for `peaks` sees it too."""
+    """Last here, because `peaks` sees this container too."""
     box.put("/mnt/tmp/greedy.py", GREEDY)
     conf = " ".join(f"--conf {key}={value}" for key, value in SMALL.items())
     answer = box.run(f"/usr/lib/spark/bin/spark-submit {conf} /mnt/tmp/greedy.py")
