@@ -3,7 +3,7 @@
     spark-submit doctor.py s3://bucket/prefix/doctor.json
 
 It depends on nothing of fruits_lib, so that it shows the cluster as Spark finds it. A part that
-fails is the text of its error. No setting is kept whose name looks like a secret.
+fails is the text of its error. No setting is kept whose name or value looks like a secret.
 """
 
 import json
@@ -56,7 +56,8 @@ def examine(spark: SparkSession) -> dict:
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
         if isinstance(found[name], dict):
-            shown = {key: found[name][key] for key in found[name] if not SECRET.search(key)}
+            items = found[name].items()
+            shown = {key: value for key, value in items if not SECRET.search(f"{key} {value}")}
             found[name] = shown
     return found
 
