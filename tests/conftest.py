@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from servers import REGION, Bucket, need, s3_server
+from vectors import frame, make_table
 
 from fruits_lib import connector, session
+from fruits_lib import moments as statistics
 from fruits_lib.backbones import check_backbone, export
 from fruits_lib.errors import FruitsError
 from fruits_lib.sample import write_sample
@@ -88,6 +90,23 @@ def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
     write_sample(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def table():
+    """A table of vectors, float32 (N, D); see `vectors`."""
+    return make_table()
+
+
+@pytest.fixture(scope="session")
+def features(spark, table, tmp_path_factory):
+    """The same table as 02_featurize leaves it."""
+    return frame(spark, table, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="session")
+def moments(features):
+    return statistics.compute(features)
 
 
 @pytest.fixture(scope="session")

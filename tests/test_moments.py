@@ -4,25 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
-from vectors import D, N, assert_one_line, frame, in_memory, make_table
+from vectors import D, N, assert_one_line, frame, in_memory
 
 from fruits_lib import moments as statistics
 from fruits_lib.errors import FruitsError
-
-
-@pytest.fixture(scope="module")
-def table():
-    return make_table()
-
-
-@pytest.fixture(scope="module")
-def features(spark, table, tmp_path_factory):
-    return frame(spark, table, tmp_path_factory.mktemp("features"))
-
-
-@pytest.fixture(scope="module")
-def moments(features):
-    return statistics.compute(features)
 
 
 def test_moments_equal_numpy(moments, table):

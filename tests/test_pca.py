@@ -1,4 +1,4 @@
-"""Moments, spectrum, k and the Spark model, against scikit-learn and against each other."""
+"""Spectrum, k and the Spark model, against scikit-learn and against each other."""
 
 import subprocess
 import sys
@@ -9,27 +9,11 @@ from pipeline import transform
 from pyspark.ml.functions import array_to_vector
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
-from vectors import CONSTANT, D, N, assert_one_line, frame, in_memory, make_table
+from vectors import CONSTANT, D, N, assert_one_line, in_memory
 
 from fruits_lib import moments as statistics
 from fruits_lib import pca
 from fruits_lib.errors import FruitsError
-
-
-@pytest.fixture(scope="module")
-def table():
-    return make_table()
-
-
-@pytest.fixture(scope="module")
-def features(spark, table, tmp_path_factory):
-    """The same table as the featurize stage leaves it."""
-    return frame(spark, table, tmp_path_factory.mktemp("features"))
-
-
-@pytest.fixture(scope="module")
-def moments(features):
-    return statistics.compute(features)
 
 
 @pytest.fixture(scope="module")

@@ -46,12 +46,12 @@ YES = click.option("--yes", is_flag=True, help="Do not ask.")
 NAME = click.option("--name", default=specs.default_name, help="Default: fruits-<user>.")
 STACK = click.option("--stack", help="CloudFormation stack made from infrastructure.yaml.")
 WEIGHTS = click.option("--weights", type=FILE, help="Default backbone, exported to a .tflite file.")
-# An option for each field of ClusterSpec; what a stack can give has no default.
+# An option for each field of ClusterSpec; what a stack can give, and the key, have no default.
 FIELDS = {field.name: field for field in fields(ClusterSpec) if field.metadata}
 OPTIONS = {
     name: click.option(
         f"--{name.replace('_', '-')}",
-        default=None if field.metadata["output"] else field.default,
+        default=None if field.default == "" else field.default,
         show_default=bool(field.default),
         help=field.metadata["help"] + " Default: the stack's." * bool(field.metadata["output"]),
     )
@@ -71,7 +71,7 @@ spec_options = _with(STACK, NAME, REGION, *OPTIONS.values(), TAGS)  # what `_spe
 def _spec(stack: str | None, tags: tuple[str, ...] = (), **asked) -> ClusterSpec:
     """Return the specification asked for; explicit options win over the stack's outputs."""
     for name, value in asked.items():
-        if value == "" and name != "key_name":
+        if value == "":
             option = f"--{name.replace('_', '-')}"
             raise FruitsError(f"{option} is empty: give a value, or leave the option out")
     outputs = specs.stack_outputs(stack, asked["region"]) if stack else {}
