@@ -5,8 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # the targets share the cores and one Spark
-.PHONY: help setup demo test test-s3 test-node test-emr emr-box lint lab run bench bench-s3 \
-  bench-emr notebooks lock clean
+.PHONY: help setup demo test test-networks test-faults test-s3 test-node test-emr emr-box lint \
+  lab run bench bench-backbones bench-s3 bench-emr notebooks lock clean
 
 # Often exported for another Spark or Python; here they would take the place of .venv's.
 unexport PYTHONHOME PYTHONPATH SPARK_HOME PYSPARK_PYTHON PYSPARK_DRIVER_PYTHON
@@ -43,6 +43,13 @@ test: lint  ## Lint, unit tests, notebooks from end to end, their committed outp
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
+test-networks: setup  ## Compare the exported file of every network with Keras (3 min)
+	$(BIN)/python -m pytest tests/networks
+
+test-faults: setup  ## Test kills, damage and two runs at once (builds MinIO once, with Go)
+	scripts/fetch-tools.sh
+	$(BIN)/python -m pytest --s3 minio --durations=12 tests/faults
+
 test-s3: setup  ## Test buckets on a real S3 server and its faults (10 min; builds MinIO once, with Go)
 	scripts/fetch-tools.sh
 	$(BIN)/python -m pytest --s3 minio tests/test_s3.py tests/test_storage.py tests/test_preflight.py \
@@ -55,7 +62,7 @@ test-emr: setup  ## Test the notebooks on YARN, Livy and JupyterHub (11 min; as 
 	$(BIN)/python -m pytest --durations=12 tests/emr_box
 
 emr-box: setup  ## Start EMR in a box to try out, until Ctrl-C (as root)
-	@PYTHONPATH=tests $(BIN)/python tests/emr_box/play.py
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python tests/emr_box/play.py
 
 lint: setup  ## Check code, notebooks, shell scripts and infrastructure.yaml (a part of test)
 	$(BIN)/ruff check .
@@ -77,20 +84,30 @@ export DATA RUN
 require-data-and-run:
 	$(if $(and $(strip $(DATA)),$(strip $(RUN))),@:,$(error DATA or RUN is missing: make run DATA=/path/to/photographs RUN=/path/to/results))
 
-bench: setup  ## Measure images per second (ARGS="..." adds options)
-	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+# The first word of ARGS is a script, the others are its options.
+bench: setup  ## Measure speed and quality (30 min; ARGS="studies --photographs 3936" runs one)
+	@set -- $(ARGS); for script in $${1:-whole_runs studies throughput others moments growth sizes}; do \
+	  PYTHONPATH=$(CURDIR)/tests $(BIN)/python "benchmarks/$$script.py" "$${@:2}"; \
+	done
+
+bench-backbones: setup  ## Measure all backbones side by side (ARGS="..." adds options)
+	@$(BIN)/python benchmarks/backbones.py $(ARGS)
 
 bench-s3: setup  ## Measure a run that reads and writes a bucket (ARGS="..." adds options)
 	scripts/fetch-tools.sh
 	@$(BIN)/python benchmarks/bucket.py $(ARGS)
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python benchmarks/s3_requests.py
 
 bench-emr: setup  ## Measure executors, starts and memory in EMR in a box (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/emr_box.py $(ARGS)
 
+# Their outputs name the run folder: one that is on no machine but this while it runs.
 notebooks: setup  ## Execute the notebooks in place, on the sample, to refresh their outputs
-	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \
+	export TMPDIR=/tmp SPARK_USER=you; trap 'rm -rf /tmp/fruits-you*' EXIT; rm -rf /tmp/fruits-you*; \
+	for notebook in notebooks/*.ipynb; do \
 	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
+	  $(BIN)/jupyter-nbconvert --to notebook --inplace --coalesce-streams "$$notebook"; \
 	done
 
 # Nodes are x86_64 or aarch64 (Graviton): one lock serves both, from wheels only. The lock of the hub
@@ -119,6 +136,6 @@ lock:  ## Resolve requirements*.in into the locks (ARGS="--upgrade" for newer ve
 	cp "$$tools/x86_64-hub.lock" tests/emr_box/hub.lock
 
 clean:  ## Remove .venv, caches and build products (runs/ stays)
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -14,50 +14,21 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
+from fruits_lib import random_weights
+from fruits_lib.environment import installed
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import KERAS_WEIGHTS, NETWORKS, BackboneSpec, check_backbone
 from fruits_lib.runs import Run, read_bytes
+from fruits_lib.storage import cache_folder
 
-KERAS_WEIGHTS = ("imagenet", "random")  # what Keras has without a file
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network of `keras.applications`: its function, and the module of its preprocessing."""
-
-    module: str
-    function: str
-    input_size: int  # default side of the square input, in pixels
-    width: int  # features per image after global pooling
-    smallest: int = 32  # side that Keras accepts, in pixels
-
-
-NETWORKS = {
-    "mobilenet_v2": Network("mobilenet_v2", "MobileNetV2", 224, 1280),
-    "resnet50": Network("resnet50", "ResNet50", 224, 2048),
-    "vgg16": Network("vgg16", "VGG16", 224, 512),
-}
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What was asked for; it determines the features, so a run folder has exactly one."""
-
-    backbone: str  # a name in NETWORKS
-    weights: str  # imagenet, random, or path or URI of a .h5, .keras or exported .tflite file
-    input_size: int  # side of the square input, in pixels
-    pooling: str  # avg or max
-    seed: int  # of random weights; 0 for all others
-
-    @property
-    def name(self) -> str:
-        weights = self.weights if self.weights in KERAS_WEIGHTS else "file"
-        return f"{self.backbone}-{self.input_size}-{self.pooling}-{weights}"
+IMAGENET_STD = (0.229, 0.224, 0.225)  # of red, green and blue, where white is 1
 
 
 @dataclass(frozen=True)
@@ -75,40 +46,6 @@ class Backbone:
             f"{self.spec.backbone}, {self.spec.weights} weights: "
             f"image {size} x {size} x 3 -> {self.width} features"
         )
-
-
-def check_backbone(
-    backbone: str,
-    weights: str = "imagenet",
-    input_size: int = 0,
-    pooling: str = "avg",
-    seed: int = 0,
-) -> BackboneSpec:
-    """Return the specification, or raise FruitsError if a value is out of its bounds.
-
-    The parameters are those of `BackboneSpec`; an `input_size` of 0 takes the network's own.
-    """
-    if backbone not in NETWORKS:
-        raise FruitsError(
-            f"backbone={backbone!r} is not known: choose one of {', '.join(NETWORKS)}"
-        )
-    network = NETWORKS[backbone]
-    size = input_size or network.input_size
-    if size < network.smallest:
-        raise FruitsError(
-            f"input_size={input_size} is below {network.smallest} pixels, the least that "
-            f"{backbone} takes: raise it, or 0 for its own {network.input_size}"
-        )
-    if weights not in KERAS_WEIGHTS and not weights.endswith((".h5", ".keras", ".tflite")):
-        raise FruitsError(
-            f"weights={weights!r} is neither imagenet nor random nor a .h5, .keras or .tflite "
-            "file: give one of these"
-        )
-    if pooling not in ("avg", "max"):
-        raise FruitsError(f"pooling={pooling!r} is not known: choose one of avg, max")
-    if not 0 <= seed < 2**32:
-        raise FruitsError(f"seed={seed} is outside 0 to 2**32 - 1: choose one inside")
-    return BackboneSpec(backbone, weights, size, pooling, seed if weights == "random" else 0)
 
 
 def export_backbone(
@@ -142,14 +79,56 @@ def export_backbone(
     else:
         content = export(spec, read_bytes(run.spark, weights))
     width, sha256 = check_litert(content, spec), hashlib.sha256(content).hexdigest()
-    entry = {**asdict(spec), "width": width, "sha256": sha256}
-    run.write_bytes(f"backbone/{spec.name}.tflite", content)
+    return _write(run, Backbone(spec, width, sha256, content))
+
+
+def copy_backbone(known: Run, run: Run) -> Backbone:
+    """Return the backbone of a run, after copying it into another run that has none.
+
+    Raises
+    ------
+    FruitsError
+        If the run's file is not the one that its features are of, or the other has another.
+    """
+    network = read_backbone(known)
+    if network.sha256 != known.require("featurize")["weights_sha256"]:
+        raise FruitsError(
+            f"{known.path('backbone')} is not the network of its features: give another run_dir"
+        )
+    if not run.exists("backbone/backbone.json"):
+        return _write(run, network)
+    if read_backbone(run).sha256 != network.sha256:
+        raise FruitsError(
+            f"{run.uri} holds features of another network than that of {known.uri}: give another "
+            "folder for the results"
+        )
+    return network
+
+
+def read_backbone(run: Run) -> Backbone:
+    """Return the backbone that a run holds."""
+    return _read_exported(run, BackboneSpec.of(_read_entry(run)))
+
+
+def _write(run: Run, network: Backbone) -> Backbone:
+    entry = {**asdict(network.spec), "width": network.width, "sha256": network.sha256}
+    run.write_bytes(f"backbone/{network.spec.name}.tflite", network.content)
     run.write_bytes("backbone/backbone.json", json.dumps(entry, indent=2).encode())
-    return Backbone(spec, width, sha256, content)
+    return network
+
+
+def _read_entry(run: Run) -> dict:
+    name = "backbone/backbone.json"
+    try:
+        return json.loads(run.read_bytes(name))
+    except ValueError:
+        raise FruitsError(
+            f"{run.path(name)} is not JSON: remove it and run 02_featurize again"
+        ) from None
 
 
 def _read_exported(run: Run, spec: BackboneSpec) -> Backbone:
-    entry = json.loads(run.read_bytes("backbone/backbone.json"))
+    entry = _read_entry(run)
     differences = ", ".join(
         f"{name}={entry[name]} where {name}={asked} is asked for"
         for name, asked in asdict(spec).items()
@@ -194,7 +173,7 @@ def check_litert(content: bytes, spec: BackboneSpec) -> int:
 
 
 def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
-    """Build a network with Keras and return it as a LiteRT file.
+    """Return a network as a LiteRT file, built with Keras or else from the user's cache.
 
     `weights_file` is the content of the `.h5` or `.keras` file that `spec.weights` names.
 
@@ -203,6 +182,37 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
     FruitsError
         If TensorFlow is not installed, or Keras cannot get or fit the weights.
     """
+    with suppress(OSError):
+        return _cached(spec, weights_file).read_bytes()
+    content = in_tensorflow(_convert, spec, weights_file)
+    with suppress(OSError):  # a cache that cannot be written costs time, no more
+        file = _cached(spec, weights_file)  # anew: Keras may have downloaded the weights
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+            part.write(content)
+        os.replace(part.name, file)
+    return content
+
+
+def _cached(spec: BackboneSpec, weights_file: bytes | None) -> Path:
+    """Return where an export is cached: its name has a hash of all that determines its content."""
+    weights = hashlib.sha256(weights_file or b"").hexdigest()
+    if spec.weights == "imagenet":  # by Keras' own file, whose name Keras alone knows
+        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
+        files = ((file.name, file.stat()) for file in sorted(home.glob("*.h5")))
+        weights = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
+    code = [Path(module).read_text() for module in (__file__, random_weights.__file__)]
+    versions = [installed(name) for name in ("keras", "tensorflow", "tensorflow-cpu")]
+    known = [spec.name, spec.seed, repr(NETWORKS[spec.backbone]), weights, versions, code]
+    key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return cache_folder() / "backbones" / f"{spec.name}-{key}.tflite"
+
+
+def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | None, *arguments):
+    """Return `function(spec, *arguments)`, called in a process of its own that has TensorFlow.
+
+    There `spec.weights` is a file that holds `weights_file`. Raises FruitsError as `export` does.
+    """
     if find_spec("tensorflow") is None:
         raise FruitsError(
             f"TensorFlow, which exports {spec.backbone}, is not installed here: run `fruits export "
@@ -210,28 +220,28 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
             "and give weights=FILE.tflite"
         )
     if weights_file is None:
-        return _in_own_process(_convert, spec)
+        return _in_own_process(function, spec, *arguments)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, Path(spec.weights).name)
         local.write_bytes(weights_file)
-        return _in_own_process(_convert, replace(spec, weights=str(local)))
+        return _in_own_process(function, replace(spec, weights=str(local)), *arguments)
 
 
 def imagenet_available() -> bool:
-    """Return whether Keras has MobileNetV2's ImageNet weights cached or can download them now."""
+    """Return whether MobileNetV2 can be exported with ImageNet weights, which caches the export."""
     try:
-        _in_own_process(_check_weights, check_backbone("mobilenet_v2"))
+        export(check_backbone("mobilenet_v2"))
     except FruitsError:
         return False
     return True
 
 
-def _in_own_process(function: Callable, argument):
+def _in_own_process(function: Callable, *arguments):
     """Call a function where TensorFlow may take its memory and write its logs."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_start_quietly) as pool:
         try:
-            return pool.submit(function, argument).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise FruitsError(
                 "the process of TensorFlow was killed: check whether the machine ran out of memory"
@@ -263,7 +273,7 @@ def _model(spec: BackboneSpec):
             ) from None
     model = build(weights=None)
     if spec.weights == "random":
-        _set_random_weights(model, spec.seed)
+        random_weights.set_weights(model, _preprocess(spec), spec.seed)
         return model
     try:
         model.load_weights(spec.weights)
@@ -272,36 +282,44 @@ def _model(spec: BackboneSpec):
             f"{Path(spec.weights).name} does not fit {spec.backbone} without its top "
             f"({str(error).splitlines()[0]}): give weights saved from that network"
         ) from None
+    _divide_by_std(model)
     return model
 
 
-def _set_random_weights(model, seed: int) -> None:
-    """Draw every kernel from He's normal distribution, the same on any machine.
+def _divide_by_std(model) -> None:
+    """Add what Keras adds to EfficientNetB0 only for `weights="imagenet"`, but no file contains.
 
-    Keras' own initializers shrink MobileNetV2's features to 1e-12, because its batch normalization
-    has seen no data; variance 2 / fan_in keeps them near one (He et al. 2015, arXiv:1502.01852,
-    equation 10).
+    Its ImageNet weights expect pixels that are divided by the root of `IMAGENET_STD` after the
+    layer `Normalization`, whose mean is zero unless the weights came with another.
     """
+    import keras
     import numpy as np
 
-    generator = np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        if variable.path.endswith("kernel"):
-            shape = variable.shape
-            depthwise = "depthwise" in variable.path.lower()
-            fan_in = np.prod(shape[:2] if depthwise else shape[:-1])
-            variable.assign(generator.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32))
+    for layer in model.layers:
+        adapted = isinstance(layer, keras.layers.Normalization) and layer.variables
+        if adapted and np.any(layer.adapt_mean):
+            layer.adapt_variance.assign(layer.adapt_variance * np.float32(IMAGENET_STD))
+            layer.finalize_state()
 
 
-def _check_weights(spec: BackboneSpec) -> None:
-    _model(spec)
+def _preprocess(spec: BackboneSpec) -> Callable:
+    """Return what Keras does to the pixels; nothing, where the network has it inside."""
+    import keras
+
+    return getattr(keras.applications, NETWORKS[spec.backbone].module).preprocess_input
+
+
+def network(spec: BackboneSpec):
+    """Return Keras' tensors of a whole backbone: the photograph, and its features."""
+    import keras
+
+    preprocess = _preprocess(spec)
+    image = keras.Input((spec.input_size, spec.input_size, 3), batch_size=1, dtype="uint8")
+    return image, _model(spec)(preprocess(keras.ops.cast(image, "float32")), training=False)
 
 
 def _convert(spec: BackboneSpec) -> bytes:
     import keras
     import tensorflow as tf
 
-    preprocess = getattr(keras.applications, NETWORKS[spec.backbone].module).preprocess_input
-    image = keras.Input((spec.input_size, spec.input_size, 3), batch_size=1, dtype="uint8")
-    features = _model(spec)(preprocess(keras.ops.cast(image, "float32")), training=False)
-    return tf.lite.TFLiteConverter.from_keras_model(keras.Model(image, features)).convert()
+    return tf.lite.TFLiteConverter.from_keras_model(keras.Model(*network(spec))).convert()

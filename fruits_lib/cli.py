@@ -1,21 +1,27 @@
 """The `fruits` command: a thin face over the notebooks and the library."""
 
+import logging
 import shutil
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 import fruits_lib
-from fruits_lib import parameters, report
+from fruits_lib import backbones, networks, recipes
 from fruits_lib.errors import FruitsError
-from fruits_lib.runs import read_manifest
-from fruits_lib.storage import PapermillHandler, local_path
+
+# What takes long to import is imported where it is used: `fruits predict` is done in a second.
 
 
 class _Line(click.ClickException):
-    """An error that is one line on stderr and exit code 1."""
+    """An error that is one line on stderr, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
 
     def show(self, file=None) -> None:
         click.echo(f"fruits: {self.message}", err=True)
@@ -41,28 +47,65 @@ class _Group(click.Group):
         return super().get_command(context, name)
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say in one line that an interrupted command can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would print the cell's own interrupt
+        raise _Line("interrupted: the same command goes on where it stopped", 130) from None
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fruits_lib.__version__)
 def main() -> None:
     """CNN features and principal components of photographs, verified, on Apache Spark."""
 
 
-@main.command()
-@click.option("--data", required=True, help="Folder or URI of photographs, label folders below it.")
-@click.option("--run-dir", required=True, help="Run folder: results, notebooks, report.")
+@main.command(context_settings={"allow_extra_args": True})
+@click.option("--data", help="Folder or URI of photographs, label folders below it; for 01.")
+@click.option("--run-dir", help="Run folder: results, notebooks, report.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
 @click.option("-f", "file", type=click.Path(exists=True, dir_okay=False), help="YAML of them.")
-@click.option("--from", "first", metavar="NN", help="Start at this notebook, such as 03.")
+@click.option("--recipe", metavar="NAME", help="A study's YAML: see `fruits recipes`.")
+@click.option("--from", "first", metavar="NN", help="Start at this notebook: 3 or pick_k.")
 @click.option("--only", metavar="NN", help="Run this notebook alone.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
-def run(data: str, run_dir: str, pairs, file, first, only, overwrite: bool) -> None:
-    """Run notebooks 01 to 05 in order, headless, and write one report.
+def run(data, run_dir, pairs, file, recipe, first, only, overwrite: bool) -> None:
+    """Run the notebooks in order, headless, and write one report; 06 where photographs have labels.
 
     DATA and RUN_DIR are folders on this machine, in a bucket (s3://) or on any other file system
-    that Spark has a connector for.
+    that Spark has a connector for. A -p wins over -f and --recipe.
     """
-    given = {"weights": "imagenet", **parameters.given(pairs, file)}
-    run_notebooks({**given, "data": data, "run_dir": run_dir}, first, only, overwrite)
+    from fruits_lib import execute, parameters
+
+    options = {"data": data, "run_dir": run_dir, "overwrite": overwrite or None}
+    given = parameters.given(pairs, recipes.parameters_file(file, recipe), options)
+    if extra := click.get_current_context().args:
+        raise FruitsError(f"{extra[0]!r} belongs to no option: write -p name=value, quote spaces")
+    with _interruptible():
+        execute.run_notebooks(given, first, only, {pair.partition("=")[0] for pair in pairs})
+
+
+@main.command()
+@click.option("--run-dir", help="Run whose network and model are applied; it is only read.")
+@click.option("--data", help="Folder or URI of new photographs; labels are not needed.")
+@click.option("--to", help="Folder or URI for the results, the notebook, the report.")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="The notebook's parameter.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of another model.")
+def apply(run_dir, data, to, pairs, overwrite: bool) -> None:
+    """Score new photographs with the model of a run, and label them if it has a classifier.
+
+    Nothing is fitted. The same command goes on after an interruption, and computes new photographs
+    alone when some are added. Each place is a folder on this machine, in a bucket (s3://) or on any
+    other file system that Spark has a connector for.
+    """
+    from fruits_lib import execute, parameters
+
+    options = {"run_dir": run_dir, "data": data, "to": to, "overwrite": overwrite or None}
+    with _interruptible():
+        execute.apply_notebook(parameters.given(pairs, None, options))
 
 
 @main.command()
@@ -71,17 +114,27 @@ def demo() -> None:
 
     With ImageNet weights where Keras has them or can reach them, else with seeded random ones.
     """
-    from fruits_lib.backbones import imagenet_available
+    from fruits_lib import execute
+    from fruits_lib.lease import take
     from fruits_lib.sample import write_sample
 
     photographs, run_dir = "runs/demo-photographs", "runs/demo"
+    take(run_dir).release()  # refused while another demo runs
     for folder in (photographs, run_dir):
         shutil.rmtree(folder, ignore_errors=True)
     click.echo(f"{write_sample(photographs)} files of the embedded sample are in {photographs}")
-    weights = "imagenet" if imagenet_available() else "random"
+    weights = "imagenet" if backbones.imagenet_available() else "random"
     if weights == "random":
         click.echo("ImageNet weights cannot be reached from here: using seeded random weights.")
-    run_notebooks({"weights": weights, "data": photographs, "run_dir": run_dir})
+    execute.run_notebooks({"weights": weights, "data": photographs, "run_dir": run_dir})
+
+
+@main.command("recipes")
+def list_recipes() -> None:
+    """List the recipes of `fruits run --recipe NAME`, with what their people reported."""
+    known = recipes.find_recipes()
+    for name, file in known.items():
+        click.echo(f"{name:<{max(map(len, known))}}  {recipes.reported(file)}")
 
 
 @main.command()
@@ -94,90 +147,59 @@ def sample(folder: str) -> None:
 
 
 @main.command()
-@click.option("--backbone", default="mobilenet_v2", show_default=True)
-@click.option("--weights", default="imagenet", show_default=True)
-@click.option("--input-size", default=0, help="Pixels; 0 for the network's own.")
-@click.option("--pooling", default="avg", show_default=True)
-@click.option("--seed", default=0, help="Of random weights.")
-@click.option("--to", "target", required=True, type=click.Path(dir_okay=False, path_type=Path))
-def export(target: Path, **asked) -> None:
-    """Export a backbone to a .tflite file, for machines without TensorFlow."""
-    from fruits_lib.backbones import check_backbone, export
+@click.argument("photographs", nargs=-1, required=True, metavar="PHOTO...")
+@click.option("--run-dir", required=True, help="Folder or URI of a run that has finished 04.")
+@click.option("--figure", metavar="FILE.png", help="Draw them beside their nearest photographs.")
+def predict(photographs: tuple[str, ...], run_dir: str, figure: str | None) -> None:
+    """Say what photographs show: label, probability, nearest known photographs.
 
-    spec = check_backbone(**asked)
+    The run is only read. Without a classifier (06_classify) the first scores take the place of the
+    labels. The exit code is 1 if a photograph is rejected.
+    """
+    from fruits_lib.predict import draw, predict
+    from fruits_lib.results import open_results
+
+    if figure is not None and not figure.endswith(".png"):
+        raise FruitsError(f"--figure {figure} does not end in .png: give the name of a PNG file")
+    run = open_results(run_dir)
+    predictions = predict(run, photographs)
+    click.echo("\n\n".join(map(str, predictions)))
+    if figure:
+        draw(run, predictions, figure)
+    if any(prediction.reason for prediction in predictions):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--run-dir", help="Export a run's network and classifier as one file for an app.")
+@click.option("--precision", help="float32, float16 or int8; with --run-dir.")
+@click.option("--backbone", help=f"{', '.join(networks.NETWORKS)}.  [default: mobilenet_v2]")
+@click.option("--weights", help="[default: imagenet; with --run-dir those of the run]")
+@click.option("--input-size", type=int, help="Pixels; 0 for the network's own.  [default: 0]")
+@click.option("--pooling", help="[default: avg]")
+@click.option("--seed", type=int, help="Of random weights.  [default: 0]")
+@click.option("--to", "target", required=True, help="FILE.tflite; with --run-dir a folder.")
+def export(target: str, run_dir: str | None, precision: str | None, **asked) -> None:
+    """Export a backbone for machines without TensorFlow, or a whole run as one file for an app.
+
+    Both are LiteRT files that take one uint8 RGB photograph. A backbone gives its features; with
+    --run-dir the file gives the probability of every label, and what it answers is compared with
+    the run's own answers.
+    """
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if run_dir is not None:
+        from fruits_lib.phone import export_run
+
+        click.echo(export_run(run_dir, target, precision or "float32", **asked))
+        return
+    if precision is not None:
+        raise FruitsError(f"--precision {precision} belongs to --run-dir: give that too")
+    spec = networks.check_backbone(**{"backbone": "mobilenet_v2", **asked})
     weights = None if spec.weights in ("imagenet", "random") else Path(spec.weights)
     if weights and not weights.is_file():
         raise FruitsError(f"weights={weights} is not a file on this machine: give one that is")
-    content = export(spec, weights.read_bytes() if weights else None)
-    target.write_bytes(content)
+    if Path(target).is_dir():
+        raise FruitsError(f"--to {target} is a folder: give a file, such as {target}/FILE.tflite")
+    content = backbones.export(spec, weights.read_bytes() if weights else None)
+    Path(target).write_bytes(content)
     click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")
-
-
-def run_notebooks(
-    given: dict, first: str | None = None, only: str | None = None, overwrite: bool = False
-) -> None:
-    """Check the parameters, run the notebooks from `first` on, or one, and report.
-
-    Raises
-    ------
-    FruitsError
-        Before anything starts: a parameter is wrong, or the run folder holds a finished run. Later:
-        the line of the notebook that failed.
-    """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.iorw import papermill_io
-
-    started = time.monotonic()
-    notebooks = parameters.find_notebooks()
-    values = parameters.check_given(notebooks, given)
-    start = _position(notebooks, only or first)
-    chosen = notebooks[start : start + 1] if only else notebooks[start:]
-    run_dir = values["run_dir"].rstrip("/")
-    if not overwrite:
-        _refuse_finished(run_dir)
-    folder, failure = local_path(run_dir), None
-    if folder:
-        Path(folder, "notebooks").mkdir(parents=True, exist_ok=True)
-    else:
-        papermill_io.register(f"{run_dir.split('://')[0]}://", PapermillHandler())
-    outputs = {path: f"{folder or run_dir}/notebooks/{path.name}" for path in notebooks}
-    for path in chosen:
-        click.echo(f"\n== {path.stem}")
-        known = parameters.declared(path)
-        try:
-            papermill.execute_notebook(
-                path,
-                outputs[path],
-                {name: value for name, value in values.items() if name in known},
-                progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-                # ipykernel warns, at every start, that it talks over the loopback.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )
-        except PapermillExecutionError as error:
-            failure = FruitsError(f"{path.stem}: {error.ename}: {error.evalue}")
-            break
-    summary = report.summarize(run_dir, time.monotonic() - started)
-    report.write_report(run_dir, list(outputs.values()), summary)
-    if failure:
-        raise failure
-    click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
-
-
-def _refuse_finished(run_dir: str) -> None:
-    verified = read_manifest(run_dir).get("verify")
-    if verified and verified["passed"] == len(verified["checks"]):
-        raise FruitsError(
-            f"run_dir={run_dir} holds a run finished {verified['finished']}: give another run_dir, "
-            "or --overwrite to replace its results (features that are there stay)"
-        )
-
-
-def _position(notebooks: list[Path], first: str | None) -> int:
-    names = [path.stem for path in notebooks]
-    for position, name in enumerate(names):
-        if first in (None, name, name.split("_")[0]):
-            return position
-    raise FruitsError(f"{first} is not a notebook: choose one of {', '.join(names)}")

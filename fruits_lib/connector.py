@@ -13,6 +13,7 @@ import pyspark
 
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
+from fruits_lib.storage import cache_folder
 
 # Of the release that pip's pyspark 3.5.8 was built with, without what Spark brings already. Maven's
 # bundle of the whole AWS SDK would be 275 MB.
@@ -96,12 +97,6 @@ def fetch_jars() -> list[Path]:
                 f"{jar} has sha256 {found}, not {digest}: remove it and look where it came from"
             )
     return list(jars)
-
-
-def cache_folder() -> Path:
-    """Return the folder for what is fetched once: `FRUITS_CACHE`, else the user's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FRUITS_CACHE") or Path(caches, "fruits"))
 
 
 def _file_name(name: str) -> str:

@@ -1,5 +1,9 @@
 """Errors that people read: one line that names the value, the bound and the way out."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FruitsError(Exception):
     """Something the user can correct. The message is one line: value, bound, way out."""
@@ -11,3 +15,24 @@ class FruitsError(Exception):
 
 class VerificationError(FruitsError):
     """At least one check of a finished run failed."""
+
+
+@contextmanager
+def spark_errors(
+    work: str, way_out: str = "run it again, it goes on where it stopped"
+) -> Iterator[None]:
+    """Turn what Spark or the operating system raises in a block into one line that names `work`."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (Py4JError, PySparkException, OSError) as error:
+        # The text nests stack traces of Python and Java. The last cause says most, unless that is
+        # the socket of a worker that was killed.
+        text = f"{type(error).__name__}: {error}"
+        causes = re.findall(
+            r"(?m)^(?:Caused by: )?(?:\w+\.)*((?!Socket)\w+(?:Error|Exception): \S.*)", text
+        )
+        reason = causes[-1] if causes else text.splitlines()[0]
+        raise FruitsError(f"{work} stopped ({reason}): {way_out}") from error

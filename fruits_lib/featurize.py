@@ -1,29 +1,27 @@
 """02: write features and rejects, exactly one row per image, also after a run was killed."""
 
-import io
 import json
-import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
-from pyspark.sql.streaming import StreamingQuery
-from pyspark.sql.utils import StreamingQueryException
 from tqdm import tqdm
 
+from fruits_lib import batches, files
 from fruits_lib.backbones import Backbone
-from fruits_lib.errors import FruitsError
+from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import Run
-from fruits_lib.session import file_partitions, images_per_batch, ipython_shell, settings
+from fruits_lib.session import settings
 from fruits_lib.udf import LARGEST_IMAGE
 
-REJECTS = pa.schema([(name, pa.string()) for name in ("path", "label", "split", "reason")])
+IMAGES_PER_CORE = 2000  # per batch: enough to hide its overhead, few to compute again
+UPDATES = 200  # of the progress bar at most: a notebook keeps them all
 
 
 @dataclass(frozen=True)
@@ -34,38 +32,74 @@ class Featurized:
     features: int  # rows that the run folder now holds
     rejects: int
     computed: int  # images that this call ran through the decoder and the backbone
+    truncated: int  # rows of photographs that lack their last bytes, if these are accepted
     width: int  # features per image
 
     def __str__(self) -> str:
+        accepted = f", {self.truncated:,} of them from truncated files" if self.truncated else ""
         return (
-            f"{self.images:,} images = {self.features:,} rows of {self.width:,} features "
+            f"{self.images:,} images = {self.features:,} rows of {self.width:,} features{accepted} "
             f"+ {self.rejects:,} rejects"
         )
 
 
-def write(
-    run: Run,
-    featurized: DataFrame,
-    network: Backbone,
-    max_pixels: int = 50_000_000,
-    max_reject_ratio: float = 0.05,
-    batch_size: int = 0,
-) -> Featurized:
-    """Run a featurizing stream to its end and write `features/` and `rejects/`.
+def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFrame]:
+    """Return the images that the run has no sound row of yet, in batches, each a DataFrame.
 
-    A checkpoint in the run folder knows which images are done. Each micro-batch replaces its own
-    `features/batch_id=N` (path, label, split, features: float array of `network.width`,
-    weights_sha256) and `rejects/batch_id=N` (path, label, split, reason), so that a run that was
-    killed resumes with exactly one row per image.
+    Rows that must not be there are removed first: several of one image, those of a changed label
+    or other weights, and damaged ones.
 
     Parameters
     ----------
     run : Run
-    featurized : DataFrame
-        `load.new_images(run).mapInArrow(udf.featurizer(...), udf.SCHEMA)`.
     network : Backbone
-    max_pixels, batch_size : int
-        What the featurizer and `load.new_images` were given, for the manifest and the progress.
+    batch_size : int
+        Images per batch, which a killed run computes again at most; 0 takes 2,000 per core.
+
+    Returns
+    -------
+    list of DataFrame
+        path, label, split, length, and uri or content, see `files.photographs`.
+    """
+    index = run.read_table("index").select("path", "label", "split", "length").collect()
+    sound = (
+        f"size(features) = {network.width} and weights_sha256 = '{network.sha256}' "
+        "and not exists(features, x -> x is null or isnan(x) or abs(x) = float('inf'))"
+    )
+    with spark_errors("02_featurize"):
+        done = batches.keep(run, (row[:3] for row in index), sound)
+    rows = [tuple(row) for row in index if row.path not in done]
+    size = _batch_size(run, batch_size)
+    columns = "path string, label string, split string, length long"
+    return [
+        files.photographs(run.spark, run.data, rows[start : start + size], columns)
+        for start in range(0, len(rows), size)
+    ]
+
+
+def write(
+    run: Run,
+    featurized: list[DataFrame],
+    network: Backbone,
+    max_pixels: int = 50_000_000,
+    max_reject_ratio: float = 0.05,
+    batch_size: int = 0,
+    truncated: str = "reject",
+) -> Featurized:
+    """Compute batches of features and write `features/` and `rejects/`.
+
+    Each batch writes its own `features/batch_id=N` (path, label, split, features: float array of
+    `network.width`, weights_sha256, content_sha256, truncated) and `rejects/batch_id=N` (path,
+    label, split, reason), so that a run that was killed goes on with exactly one row per image.
+
+    Parameters
+    ----------
+    run : Run
+    featurized : list of DataFrame
+        `batch.mapInArrow(udf.featurizer(...), udf.SCHEMA)` for each batch of `new_images`.
+    network : Backbone
+    max_pixels, batch_size, truncated : int, int, str
+        What the featurizer and `new_images` were given, for the manifest.
     max_reject_ratio : float
         Share of rejects among all images, from 0 to 1, above which the run fails. What was
         computed stays.
@@ -73,63 +107,64 @@ def write(
     Raises
     ------
     FruitsError
-        If a value is out of its bounds, the index is missing or another one's, a batch fails, or
-        too many images are rejected.
+        If a value is out of its bounds, the index is missing, a batch fails, or too many images
+        are rejected.
     """
-    check_featurize(max_pixels, max_reject_ratio, batch_size)
-    started = time.monotonic()
-    images = run.read_table("index").count()
-    if run.exists("features") and not run.exists("checkpoint"):
-        raise FruitsError(
-            f"{run.path('checkpoint')} is gone, the only record of which images are done: "
-            "give another run_dir, or remove features/ and rejects/"
+    check_featurize(max_pixels, max_reject_ratio, batch_size, truncated)
+    with run.step("featurize") as entry:
+        started = time.monotonic()
+        images = run.require("load")["images"]
+        first = max(batches.complete(run), default=-1) + 1
+        rows = _count(run)
+        done = rows["features"] + rows["rejects"]
+        # An image is large where a row is small: few per Arrow batch, or Python workers need
+        # gigabytes.
+        few = settings(run.spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
+        computed = 0
+        with few, _progress(run, images, done, batch_size) as batch_done:
+            for batch_id, batch in enumerate(featurized, first):
+                computed += _write_batch(run, batch_id, batch, network.sha256)
+                batch_done(computed)
+        rows = _count(run)
+        result = Featurized(images, **rows, computed=computed, width=network.width)
+        entry.update(
+            **asdict(network.spec),
+            weights_sha256=network.sha256,
+            max_pixels=max_pixels,
+            max_reject_ratio=max_reject_ratio,
+            accept_truncated=truncated == "accept",
+            width=network.width,
+            **rows,
+            computed=computed,
+            seconds=round(time.monotonic() - started, 1),  # without the export of the backbone
         )
-    _reject_empty_files(run)
-    done = sum(_count_rows(run).values())
-    batch_size = images_per_batch(run.spark, batch_size)
-    writer = _BatchWriter(run, network.sha256)
-    watched = sys.stderr.isatty() or ipython_shell() is not None
-    # An image is large where a row is small: few per Arrow batch, or Python workers need gigabytes.
-    few = settings(run.spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
-    # A stream reads its settings some time after its start, so they last until its end.
-    with few, file_partitions(run.spark):
-        query = (
-            featurized.writeStream.trigger(availableNow=True)
-            .option("checkpointLocation", run.path("checkpoint"))
-            .foreachBatch(writer)
-            .start()
-        )
-        with tqdm(total=images, initial=done, unit=" images", disable=not watched, ncols=90) as bar:
-            _await(query, lambda: _show(bar, writer, batch_size))
-    rows = _count_rows(run)
-    result = Featurized(images, **rows, computed=writer.computed, width=network.width)
-    run.record(
-        "featurize",
-        **asdict(network.spec),
-        weights_sha256=network.sha256,
-        max_pixels=max_pixels,
-        max_reject_ratio=max_reject_ratio,
-        width=network.width,
-        **rows,
-        computed=writer.computed,
-        seconds=round(time.monotonic() - started, 1),  # without the export of the backbone
-    )
-    found = sum(rows.values())
-    if found != images:
-        raise FruitsError(
-            f"{run.uri} has features or rejects of {found} images, where its index has {images}: "
-            "run 01_load again if images were added since, else give another run_dir"
-        )
-    ratio = result.rejects / images
-    if ratio > max_reject_ratio:
-        raise FruitsError(
-            f"{result.rejects} of {images} images were rejected, {ratio:.1%}, more than "
-            f"max_reject_ratio={max_reject_ratio}: look at rejects/, repair the images or raise it"
-        )
+        if error := _fault(result, max_reject_ratio):
+            entry["error"] = error
+    if error:
+        raise FruitsError(error)
     return result
 
 
-def check_featurize(max_pixels: int, max_reject_ratio: float, batch_size: int = 0) -> None:
+def _fault(result: Featurized, max_reject_ratio: float) -> str:
+    """Return why the result must not be used, or nothing."""
+    found = result.features + result.rejects
+    if found != result.images:
+        return (
+            f"{found:,} rows for {result.images:,} images: photographs went or came since the "
+            "index was written, run 01_load again"
+        )
+    if result.rejects > max_reject_ratio * result.images:
+        return (
+            f"{result.rejects} of {result.images} images were rejected, "
+            f"{result.rejects / result.images:.1%}, more than max_reject_ratio={max_reject_ratio}: "
+            "look at rejects/, repair the images or raise it"
+        )
+    return ""
+
+
+def check_featurize(
+    max_pixels: int, max_reject_ratio: float, batch_size: int = 0, truncated: str = "reject"
+) -> None:
     """Raise FruitsError, in one line, if a parameter of 02_featurize is out of its bounds."""
     if not 1 <= max_pixels <= LARGEST_IMAGE:
         raise FruitsError(
@@ -141,97 +176,74 @@ def check_featurize(max_pixels: int, max_reject_ratio: float, batch_size: int = 
         )
     if batch_size < 0:
         raise FruitsError(f"batch_size={batch_size} is below 0: choose 0 for 2,000 images per core")
-
-
-def _count_rows(run: Run) -> dict[str, int]:
-    # With a schema, because a run killed in its first batch leaves no file to infer it from.
-    reader = run.spark.read.schema("path string")
-    return {
-        name: reader.parquet(run.path(name)).count() if run.exists(name) else 0
-        for name in ("features", "rejects")
-    }
+    if truncated not in ("reject", "accept"):
+        raise FruitsError(f"truncated={truncated!r} is not known: choose reject or accept")
 
 
 def reject_reasons(run: Run) -> pd.DataFrame:
-    """Return the rejected images, by path: path (below the data folder), reason."""
-    table = run.read_table("rejects").select("path", "reason").orderBy("path").toPandas()
-    return table.assign(path=table["path"].str.removeprefix(run.data + "/"))
+    """Return the rejected images, by path: path, reason."""
+    return run.read_table("rejects").select("path", "reason").orderBy("path").toPandas()
 
 
-def _await(query: StreamingQuery, show: Callable[[], None]) -> None:
-    try:
-        while not query.awaitTermination(1):
-            show()
-        show()
-    except StreamingQueryException as error:
-        # The text nests stack traces of Python and Java. The last cause says most, unless that is
-        # the socket of a worker that was killed.
-        causes = re.findall(
-            r"(?m)^(?:Caused by: )?(?:\w+\.)*((?!Socket)\w+(?:Error|Exception): \S.*)", str(error)
-        )
-        raise FruitsError(
-            f"featurizing stopped ({causes[-1] if causes else error.desc}): run it again, it "
-            "resumes where it stopped"
-        ) from error
-    finally:
-        query.stop()
+def _batch_size(run: Run, asked: int) -> int:
+    return asked or IMAGES_PER_CORE * run.spark.sparkContext.defaultParallelism
 
 
-def _reject_empty_files(run: Run) -> None:
-    """Reject the empty files of the index: Spark's file sources skip them."""
-    empty = run.read_table("index").filter("length = 0").select("path", "label", "split").collect()
-    _write_rejects(run, -1, [{**row.asDict(), "reason": "empty file"} for row in empty])
+def _count(run: Run) -> dict[str, int]:
+    features = batches.read(run, "features").agg(
+        F.count("*").alias("features"), F.count_if("truncated").alias("truncated")
+    )
+    return {**features.first().asDict(), "rejects": batches.read(run, "rejects").count()}
 
 
-def _write_rejects(run: Run, batch_id: int, rejects: list[dict]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rejects, schema=REJECTS), buffer)
-    run.write_bytes(f"rejects/batch_id={batch_id}/rejects.parquet", buffer.getvalue())
+def _write_batch(run: Run, batch_id: int, batch: DataFrame, sha256: str) -> int:
+    """Write one batch in one pass of the network, and return its number of images."""
+    rejected = F.when(F.col("reason").isNotNull(), F.struct("path", "label", "split", "reason"))
+    # Observed while the features are written: a second action would run the network again.
+    observed = Observation(f"batch {batch_id}")
+    counted = batch.observe(
+        observed,
+        F.count("*").alias("images"),
+        F.to_json(F.collect_list(rejected)).alias("rejects"),
+    )
+    rows = counted.filter("reason is null").withColumn("weights_sha256", F.lit(sha256))
+    batches.write_features(run, batch_id, rows.drop("reason"))
+    batches.write_rejects(run, batch_id, json.loads(observed.get["rejects"]))
+    return observed.get["images"]
 
 
-class _BatchWriter:
-    """Writes one micro-batch in one pass of the network: Spark features, the driver rejects."""
-
-    def __init__(self, run: Run, sha256: str):
-        self.run = run
-        self.sha256 = sha256
-        self.computed = 0
-        self.busy = False
-
-    def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        self.busy = True
-        rejected = F.when(F.col("reason").isNotNull(), F.struct("path", "label", "split", "reason"))
-        # Observed while the features are written: a second action would run the network again.
-        observed = Observation(f"batch {batch_id}")
-        (
-            batch.observe(
-                observed,
-                F.count("*").alias("images"),
-                F.to_json(F.collect_list(rejected)).alias("rejects"),
-            )
-            .filter("reason is null")
-            .select(
-                "path", "label", "split", "features", F.lit(self.sha256).alias("weights_sha256")
-            )
-            .write.mode("overwrite")
-            # Features hardly repeat: a dictionary of them would be built and thrown away.
-            .option("parquet.enable.dictionary#features.list.element", "false")
-            .parquet(self.run.path(f"features/batch_id={batch_id}"))
-        )
-        _write_rejects(self.run, batch_id, json.loads(observed.get["rejects"]))
-        self.computed += observed.get["images"]
-        self.busy = False
-
-
-def _show(bar: tqdm, writer: _BatchWriter, batch_size: int) -> None:
+@contextmanager
+def _progress(run: Run, images: int, done: int, batch_size: int) -> Iterator:
     """Show the images done; those of the current batch are estimated from Spark's tasks."""
-    if bar.disable:
-        return
-    done = bar.initial + writer.computed
-    if writer.busy:
-        tracker = writer.run.spark.sparkContext.statusTracker()
-        stages = [tracker.getStageInfo(id) for id in tracker.getActiveStageIds()]
-        tasks = sum(stage.numTasks for stage in stages if stage)
-        finished = sum(stage.numCompletedTasks for stage in stages if stage)
-        done += int(min(batch_size, bar.total - done) * finished / max(tasks, 1))
-    bar.update(done - bar.n)
+    finished, ended = [done], threading.Event()
+    size = _batch_size(run, batch_size)
+    tracker = run.spark.sparkContext.statusTracker()
+    bar = tqdm(
+        total=images,
+        initial=done,
+        unit=" images",
+        ncols=90,
+        file=sys.stdout,  # a notebook shows stderr in pink, and Livy's kernel as an error
+        miniters=max(images // UPDATES, 1),
+        mininterval=1,
+    )
+
+    def show() -> None:
+        while not ended.wait(1):
+            stages = [tracker.getStageInfo(id) for id in tracker.getActiveStageIds()]
+            tasks = sum(stage.numTasks for stage in stages if stage)
+            share = sum(stage.numCompletedTasks for stage in stages if stage) / max(tasks, 1)
+            bar.update(finished[0] + int(share * min(size, images - finished[0])) - bar.n)
+
+    def batch_done(computed: int) -> None:
+        finished[0] = done + computed
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield batch_done
+    finally:
+        ended.set()
+        thread.join()
+        bar.update(finished[0] - bar.n)
+        bar.close()

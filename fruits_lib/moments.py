@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from fruits_lib.errors import FruitsError
+from fruits_lib.errors import FruitsError, spark_errors
 
 # A square float64 matrix of this width takes 2 GiB. Every Python worker holds two of them, and
 # the driver up to four while it decomposes one.
@@ -47,6 +47,7 @@ class Moments:
     m2: np.ndarray  # (d, d)
 
 
+@spark_errors("the pass over the features", "run 02_featurize again, it mends what is damaged")
 def compute(features: DataFrame) -> Moments:
     """Return the moments of the column `features`, computed in one distributed pass.
 

@@ -2,33 +2,45 @@
 
 import ast
 import difflib
+import inspect
+import math
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
-from fruits_lib.backbones import check_backbone
+from fruits_lib.apply import check_apply
+from fruits_lib.classify import check_classify
 from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
+from fruits_lib.networks import check_backbone
 from fruits_lib.reduce import check_choice
-from fruits_lib.storage import local_path
+from fruits_lib.storage import ipython_shell, local_path
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-CHECKS = {
-    check_backbone: ("backbone", "weights", "input_size", "pooling", "seed"),
-    check_featurize: ("max_pixels", "max_reject_ratio", "batch_size"),
-    check_choice: ("variance", "k"),
-}
+CHECKS = (
+    check_apply,
+    check_backbone,
+    check_choice,
+    check_classify,
+    check_featurize,
+)  # by the names of their arguments
 
 
 def find_notebooks() -> list[Path]:
-    """Return the notebooks in order: those of the checkout, or of the installed wheel."""
+    """Return the numbered notebooks in order: of the checkout, or of the installed wheel."""
     folders = [Path(__file__).parents[1] / "notebooks", Path(sys.prefix, "share/fruits/notebooks")]
     for folder in folders:
         if notebooks := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
             return notebooks
     raise FruitsError(f"{folders[0]} holds no notebooks: install the project with `make setup`")
+
+
+def find_notebook(name: str) -> Path:
+    """Return the notebook of a name, one of the numbered ones or another beside them."""
+    return find_notebooks()[0].with_name(f"{name}.ipynb")
 
 
 def declared(notebook: Path) -> dict[str, dict]:
@@ -38,18 +50,25 @@ def declared(notebook: Path) -> dict[str, dict]:
     return papermill.inspect_notebook(notebook)
 
 
-def check(notebook: str, namespace: Mapping[str, object]) -> dict:
-    """Return a notebook's own parameters, taken from its `globals()`, after checking them.
+def check(notebook: str, namespace: dict[str, object]) -> dict:
+    """Check a notebook's own parameters in its `globals()`, and return them.
+
+    Text takes the declared type, in `namespace` too: papermill's `-p standardize false` gives text,
+    which Python takes for true.
 
     Raises
     ------
     FruitsError
-        If a value has another type than the parameters cell declares, or is out of its bounds.
+        If a parameter has another type than the parameters cell declares, is out of its bounds or
+        missing, or if one was given that the notebook does not have.
     """
-    (path,) = (path for path in find_notebooks() if path.stem == notebook)
-    known = declared(path)
-    values = {name: _checked(name, namespace[name], entry) for name, entry in known.items()}
+    known = declared(find_notebook(notebook))
+    _refuse_unknown(_given_names(namespace), known)
+    if missing := known.keys() - namespace.keys():
+        raise FruitsError(f"parameter {min(missing)} has no value: run the parameters cell first")
+    values = _checked({name: namespace[name] for name in known}, known)
     _check_bounds(values)
+    namespace.update(values)
     return values
 
 
@@ -63,66 +82,93 @@ def check_given(notebooks: Iterable[Path], given: Mapping[str, object]) -> dict:
         folder is missing.
     """
     known = {name: entry for path in notebooks for name, entry in declared(path).items()}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            way_out = (
-                f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            )
-            raise FruitsError(f"parameter {name} is unknown: {way_out}")
-    values = {
-        name: _checked(name, _converted(value, known[name]), known[name])
-        for name, value in given.items()
-    }
+    _refuse_unknown(given, known)
+    values = _checked(given, known)
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
     _check_bounds({**defaults, **values})
-    folder = local_path(values["data"])
+    folder = local_path(values["data"]) if values.get("data") else None
     if folder and not folder.is_dir():
         raise FruitsError(f"data={values['data']} is not a folder: give one that holds images")
     return values
 
 
+def _given_names(namespace: Mapping[str, object]) -> list[str]:
+    """Return the names that papermill's cell sets; where no IPython keeps cells, of all values."""
+    shell = ipython_shell()
+    if shell is None:  # Livy: before the first library call, there are parameters and objects alone
+        plain = {str, int, float, bool, type(None)}
+        return [name for name in namespace if name[0] != "_" and type(namespace[name]) in plain]
+    cells = [cell for cell in shell.user_ns["In"] if cell.startswith("# Parameters")]
+    nodes = ast.walk(ast.parse(cells[-1] if cells else ""))
+    return [node.id for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
+
+
+def _refuse_unknown(names: Iterable[str], known: Mapping[str, dict]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            way_out = (
+                f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            )
+            raise FruitsError(f"parameter {name} is unknown: {way_out}")
+
+
 def _check_bounds(values: dict) -> None:
-    for check_values, names in CHECKS.items():
-        if values.keys() >= set(names):
+    for check_values in CHECKS:
+        names = inspect.signature(check_values).parameters
+        if values.keys() >= names.keys():
             check_values(**{name: values[name] for name in names})
 
 
-def _checked(name: str, value, entry: dict):
-    kind = TYPES[entry["inferred_type_name"]]
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise FruitsError(
-            f"{name}={value!r} is not of type {kind.__name__}: {entry['help'] or 'give another'}"
-        )
-    return value
+def _checked(values: Mapping[str, object], known: Mapping[str, dict]) -> dict:
+    """Return values in their declared types, or raise FruitsError."""
+    checked = {}
+    for name, value in values.items():
+        kind, help_text = TYPES[known[name]["inferred_type_name"]], known[name]["help"]
+        with suppress(KeyError, ValueError, OverflowError):
+            if type(value) is str and kind is bool:
+                value = {"true": True, "false": False}[value.lower()]
+            elif type(value) is str or (type(value) is int and kind is float):
+                value = kind(value)
+        if type(value) is not kind:
+            found, text = type(value).__name__, f"quote it, or papermill -r {name} {value}"
+            raise FruitsError(
+                f"{name}={value!r} is not of type {kind.__name__}, but {found}: "
+                f"{text if kind is str else help_text}"
+            )
+        if kind is float and not math.isfinite(value):
+            raise FruitsError(f"{name}={value} is not a finite number: {help_text}")
+        checked[name] = value
+    return checked
 
 
-def _converted(value, entry: dict):
-    kind = TYPES[entry["inferred_type_name"]]
-    if not isinstance(value, str) or kind is str:
-        return value
-    if kind is bool:
-        return {"true": True, "false": False}.get(value.lower(), value)
-    try:
-        return kind(value)
-    except ValueError:
-        return value
+def given(
+    pairs: Iterable[str], file: str | None = None, options: Mapping[str, object] | None = None
+) -> dict:
+    """Return what `-p NAME=VALUE`, `-f FILE` and options such as `--data` give, by name.
 
+    `-p` wins over the file; options that are None are not given.
 
-def given(pairs: tuple[str, ...], file: str | None) -> dict:
-    """Return what `-p NAME=VALUE` and `-f FILE` give, by name; `-p` wins."""
+    Raises
+    ------
+    FruitsError
+        If a pair has no `=`, the file is no YAML of names, or an option is given again by name.
+    """
     for pair in pairs:
         if "=" not in pair:
-            raise FruitsError(f"-p {pair} has no =: write -p name=value")
-    return {**(_from_yaml(file) if file else {}), **dict(pair.split("=", 1) for pair in pairs)}
+            raise FruitsError(f"-p {pair} has no =: write -p {pair}=value")
+    values = {**(_from_yaml(file) if file else {}), **dict(pair.split("=", 1) for pair in pairs)}
+    options = {name: value for name, value in (options or {}).items() if value is not None}
+    for name in sorted(options.keys() & values.keys()):
+        option = f"--{name.replace('_', '-')}"
+        raise FruitsError(f"{name}={values[name]} and {option} are both given: give one of them")
+    return {**values, **options}
 
 
 def _from_yaml(file: str) -> dict:
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise FruitsError(f"{file} is not valid YAML ({line}): correct it") from None
     if not isinstance(values, dict):

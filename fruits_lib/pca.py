@@ -35,6 +35,8 @@ class Spectrum:
         Mean and standard deviation (divisor n - 1; 0 for a constant column) of every column.
     raw, standardized : ndarray of float64, shape (d,)
         Eigenvalues of the covariance and of the correlation matrix; 0 for a constant column.
+    fit_split : str
+        The split that the vectors are of; empty if they are all there are.
     """
 
     n: int
@@ -42,6 +44,17 @@ class Spectrum:
     std: np.ndarray
     raw: np.ndarray
     standardized: np.ndarray
+    fit_split: str = ""
+
+    def __str__(self) -> str:
+        of_split = f" of {self.fit_split} alone" if self.fit_split else ""
+        size = f"{self.n:,} images{of_split} x {len(self.mean):,} features"
+        return size + (f"\nWarning: {self.warning}" if self.warning else "")
+
+    @property
+    def warning(self) -> str:
+        """Why components of so few vectors must not be trusted far, or nothing."""
+        return few_images(self.n, len(self.mean))
 
     def eigenvalues(self, standardize: bool) -> np.ndarray:
         return self.standardized if standardize else self.raw
@@ -61,13 +74,23 @@ class Choice:
         return f"{name:<12}  k = {self.k:>5,}   explained variance = {self.explained:.2%}"
 
 
-def spectrum(moments: Moments) -> Spectrum:
-    """Return the eigenvalues of covariance and correlation."""
+def few_images(n: int, d: int) -> str:
+    """Return a warning if n images with d features are too few to trust all components."""
+    if n >= d:
+        return ""
+    return (
+        f"{n:,} photographs for {d:,} features: components beyond the first few describe these "
+        "photographs, not fruit in general; add photographs"
+    )
+
+
+def spectrum(moments: Moments, fit_split: str = "") -> Spectrum:
+    """Return the eigenvalues of covariance and correlation; `fit_split` as in `Spectrum`."""
     raw, standardized = (
         np.linalg.eigvalsh(_covariance(moments, standardize))[::-1].clip(min=0)
         for standardize in (False, True)
     )
-    return Spectrum(moments.n, moments.mean, _std(moments), raw, standardized)
+    return Spectrum(moments.n, moments.mean, _std(moments), raw, standardized, fit_split)
 
 
 def explained_variance_ratio(eigenvalues: np.ndarray) -> np.ndarray:

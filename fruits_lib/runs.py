@@ -1,26 +1,37 @@
 """The run folder: small files on any Hadoop file system, and the manifest."""
 
+from __future__ import annotations
+
 import io
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pyspark.sql import DataFrame, SparkSession
 
-import fruits_lib
 from fruits_lib import storage
-from fruits_lib.errors import FruitsError
+from fruits_lib.environment import environment
+from fruits_lib.errors import FruitsError, spark_errors
+from fruits_lib.lease import Lease, take
+from fruits_lib.stages import (
+    STAGES,
+    TABLES,
+    WRITTEN_BY,
+    check_unfinished,
+    check_version,
+    needed,
+    recorded,
+)
 
-PACKAGES = ("pyspark", "numpy", "pandas", "pyarrow", "pillow", "ai-edge-litert", "tensorflow-cpu")
+if TYPE_CHECKING:  # `fruits predict` reads a manifest without the second that pyspark takes
+    from pyspark.sql import DataFrame, SparkSession
 
 
 def file_system(spark: SparkSession, uri: str):
@@ -51,13 +62,14 @@ def file_system(spark: SparkSession, uri: str):
 
 def read_bytes(spark: SparkSession, uri: str) -> bytes:
     """Return the content of one file on any Hadoop file system, or raise FruitsError."""
+    if uri.startswith("file:"):
+        try:
+            return storage.local_path(uri).read_bytes()
+        except FileNotFoundError:
+            raise FruitsError(f"{uri} does not exist: check the path") from None
     fs, path = file_system(spark, uri)
     if not fs.exists(path):
-        raise FruitsError(f"{path.toString()} does not exist: check the path")
-    return _content(spark, fs, path)
-
-
-def _content(spark: SparkSession, fs, path) -> bytes:
+        raise FruitsError(f"{uri} does not exist: check the path")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         # Through a local file, not py4j: a backbone of 100 MB stays out of the JVM's heap.
@@ -65,10 +77,16 @@ def _content(spark: SparkSession, fs, path) -> bytes:
         return copy.read_bytes()
 
 
+def load_npz(content: bytes) -> dict:
+    """Return the arrays and scalars of a NumPy archive, by name."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {key: a.item() if a.ndim == 0 else a for key, a in archive.items()}
+
+
 def write_bytes(spark: SparkSession, uri: str, content: bytes) -> None:
     """Write one file on any Hadoop file system, in place of what was there."""
-    if storage.is_s3(uri):  # Hadoop's connector would not set the content type
-        storage.write_bytes(uri, content)
+    if uri.startswith("file:") or storage.is_s3(uri):
+        storage.write_bytes(uri, content)  # at once, and with the content type in a bucket
         return
     fs, path = file_system(spark, uri)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,13 +101,19 @@ def _local(spark: SparkSession, path: Path):
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder; `open_run` makes it."""
+    """One run folder; `open_run` makes it. As text: where it reads and writes."""
 
     spark: SparkSession
     uri: str  # qualified, without a slash at its end
     data: str = ""  # the same of the photographs; empty before 01_load has run
     # When the notebook opened the run: a stage's seconds count from there.
     opened: float = field(default_factory=time.monotonic, compare=False)
+    lease: Lease = field(default_factory=Lease, compare=False)
+    stage: str = field(default="", compare=False)  # that the lease is for; see `open_run`
+
+    def __str__(self) -> str:
+        data, uri = (place.removeprefix("file:") for place in (self.data, self.uri))
+        return f"photographs: {data}\nresults:     {uri}"
 
     def path(self, name: str) -> str:
         """Return the URI of a file or folder of this run."""
@@ -99,10 +123,21 @@ class Run:
         fs, path = file_system(self.spark, self.path(name))
         return fs.exists(path)
 
+    def folders(self, name: str) -> list[str]:
+        """Return the names in a folder of this run, none if it does not exist."""
+        fs, path = file_system(self.spark, self.path(name))
+        entries = fs.listStatus(path) if fs.exists(path) else []
+        return [entry.getPath().getName() for entry in entries]
+
+    def delete(self, name: str) -> None:
+        """Remove a file or folder of this run, if it exists."""
+        fs, path = file_system(self.spark, self.path(name))
+        fs.delete(path, True)
+
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a file of this run; see `require`."""
-        self.require(name)
-        return _content(self.spark, *file_system(self.spark, self.path(name)))
+        self._require_part(name)
+        return read_bytes(self.spark, self.path(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file of this run, in place of what was there."""
@@ -110,8 +145,7 @@ class Run:
 
     def read_npz(self, name: str) -> dict:
         """Return the arrays and scalars of a NumPy archive of this run, by name."""
-        with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as archive:
-            return {key: a.item() if a.ndim == 0 else a for key, a in archive.items()}
+        return load_npz(self.read_bytes(name))
 
     def write_npz(self, name: str, values: dict) -> None:
         """Write a NumPy archive of this run; values that are None are left out."""
@@ -120,56 +154,153 @@ class Run:
         self.write_bytes(name, file.getvalue())
 
     def read_table(self, name: str) -> DataFrame:
-        """Return a Parquet folder of this run; see `require`."""
-        self.require(name)
-        return self.spark.read.parquet(self.path(name))
+        """Return one of `TABLES`; see `require`. A table without files has no row."""
+        self._require_part(name)
+        return self.read_parquet(name)
 
-    def require(self, name: str) -> None:
-        """Raise FruitsError if the stage that writes this file or folder has not run."""
+    def read_parquet(self, name: str) -> DataFrame:
+        """Return one of `TABLES`, or one of its folders, whatever the manifest says."""
+        schema = TABLES[name.partition("/")[0]]
         if not self.exists(name):
-            part = name.partition("/")[0]
-            raise FruitsError(
-                f"{self.path(name)} is missing: run the notebook that writes {part} first"
-            )
+            return self.spark.createDataFrame([], schema)
+        # Names are names: without the option, brackets and stars in them would be a pattern.
+        reader = self.spark.read.schema(schema).option("__globPaths__", "false")
+        return reader.parquet(self.path(name))
+
+    def require(self, stage: str) -> dict:
+        """Return what a stage recorded; raise FruitsError if it must run first, or again."""
+        return recorded(self.manifest(), self.uri, stage)
+
+    def _require_part(self, name: str) -> None:
+        part = name.partition("/")[0]
+        stage = WRITTEN_BY.get(part)
+        if stage and part != "backbone":  # which is there before its features are
+            self.require(stage)
+        if not self.exists(name):
+            way_out = f"run {STAGES[stage]} again" if stage else "check the path"
+            raise FruitsError(f"{self.path(name)} is missing: {way_out}")
 
     def manifest(self) -> dict:
         """Return what the stages recorded so far; a new run's manifest when there is none."""
         if not self.exists("manifest.json"):
             return {"run": self.uri, "created": _now()}
-        return json.loads(self.read_bytes("manifest.json"))
+        return _parsed(read_bytes(self.spark, self.path("manifest.json")), self.uri)
 
-    def record(self, stage: str, **entries) -> None:
-        """Write what a stage did (parameters, counts), its seconds, and where it ran."""
+    @contextmanager
+    def step(self, stage: str) -> Iterator[dict]:
+        """Run a block that writes a stage's output; what it puts into the dict is recorded.
+
+        What this stage and those that need it recorded before is void from the start of the block,
+        so that nothing made from a replaced result is ever shown as current. At its end the
+        manifest gets the stage's entry, its seconds, and where it ran. The run folder's lease ends
+        with the stage that it was taken for.
+
+        Raises
+        ------
+        FruitsError
+            If an earlier stage has not run, Spark fails, or another process took the run folder.
+        """
+        for earlier in needed(stage):
+            self.require(earlier)
+        entry: dict = {}
+        with spark_errors(STAGES[stage]):
+            self.void(stage)
+            yield entry
+        seconds = round(time.monotonic() - self.opened, 1)
         manifest = self.manifest()
         manifest["environment"] = environment(self.spark)
-        seconds = round(time.monotonic() - self.opened, 1)
-        manifest[stage] = {"seconds": seconds, **entries, "finished": _now()}
+        manifest[stage] = {"seconds": seconds, **entry, "finished": _now()}
+        self.lease.check()
+        self._write_manifest(manifest)
+        if stage == self.stage:
+            self.lease.release()
+
+    def void(self, stage: str) -> None:
+        """Remove what this stage and those that need it recorded: their results are not current."""
+        manifest = self.manifest()
+        for later in STAGES:
+            # A folder that gets a model of its own has no scores by another run's model any more.
+            if later in (stage, "apply") or stage in needed(later):
+                manifest.pop(later, None)
+        self._write_manifest(manifest)
+
+    def amend(self, stage: str, **values) -> None:
+        """Change what a stage recorded; its result, and those made from it, stay current."""
+        manifest = self.manifest()
+        manifest[stage] |= values
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: dict) -> None:
         self.write_bytes(
             "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode()
         )
 
 
-def open_run(spark: SparkSession, run_dir: str = "", data: str = "") -> Run:
+def open_run(
+    spark: SparkSession, run_dir: str = "", data: str = "", stage: str = "", overwrite: bool = False
+) -> Run:
     """Return the run in a folder of any Hadoop file system; it need not exist yet.
 
     Here, and nowhere else, a notebook's folders, paths or URIs, become qualified URIs. An empty
     `run_dir` is a temporary folder of the user's, an empty `data` the one that 01_load recorded.
+
+    Parameters
+    ----------
+    spark : SparkSession
+    run_dir, data : str
+    stage : str
+        Of `STAGES`, the one that will write: the run folder is then leased to this process until
+        the stage has recorded its result.
+    overwrite : bool
+        Whether the stage may replace a part of a finished run.
+
+    Raises
+    ------
+    FruitsError
+        If the folder is in use, holds a finished run, or one of an older version.
     """
-    run = Run(spark, _qualified(spark, run_dir or f"{scratch_folder(spark)}/run"))
-    recorded = "" if data else run.manifest().get("load", {}).get("data", "")
-    return replace(run, data=_qualified(spark, data) if data else recorded)
+    uri = qualify(spark, run_dir or f"{scratch_folder(spark)}/run")
+    run = Run(spark, uri, lease=take(uri, spark) if stage else Lease(), stage=stage)
+    try:
+        manifest = run.manifest()
+        check_version(manifest)
+        if run_dir and not overwrite:
+            check_unfinished(manifest, run_dir, [stage])
+        known = manifest.get("load", {}).get("data", "")
+        return replace(run, data=qualify(spark, data) if data else known)
+    except FruitsError:
+        run.lease.release()
+        raise
 
 
-def _qualified(spark: SparkSession, uri: str) -> str:
+def qualify(spark: SparkSession, uri: str) -> str:
+    """Return the URI of a path or URI, without a slash at its end; see `storage.local_path`."""
+    path = storage.local_path(uri)
+    default = spark._jvm.org.apache.hadoop.fs.FileSystem.getDefaultUri(
+        spark.sparkContext._jsc.hadoopConfiguration()
+    )
+    if path and (uri.startswith("file:") or default.getScheme() == "file"):
+        return f"file:{path}"  # Hadoop would take a:b for a scheme
     return file_system(spark, uri)[1].toString().rstrip("/")
 
 
 def read_manifest(run_dir: str) -> dict:
     """Return a run's manifest where no Spark is running; an empty one if there is none."""
+    uri = run_dir.rstrip("/")
     try:
-        return json.loads(storage.read_text(f"{run_dir.rstrip('/')}/manifest.json"))
+        return _parsed(storage.read_bytes(f"{uri}/manifest.json"), uri)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+
+
+def _parsed(manifest: bytes, uri: str) -> dict:
+    try:
+        return json.loads(manifest)
+    except ValueError:
+        raise FruitsError(
+            f"{uri}/manifest.json is not JSON: remove it and run from 01_load on; features that "
+            "are sound stay"
+        ) from None
 
 
 def scratch_folder(spark: SparkSession) -> str:
@@ -178,33 +309,6 @@ def scratch_folder(spark: SparkSession) -> str:
     local = fs.getUri().getScheme() == "file"
     temporary = tempfile.gettempdir() if local else "/tmp"
     return f"{temporary}/fruits-{spark.sparkContext.sparkUser()}"
-
-
-def environment(spark: SparkSession) -> dict:
-    """Return versions and settings that a reader needs to repeat a run."""
-    return {
-        "fruits_lib": fruits_lib.__version__,
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "java": spark._jvm.System.getProperty("java.version"),
-        "spark": spark.version,
-        "hadoop": spark._jvm.org.apache.hadoop.util.VersionInfo.getVersion(),
-        "master": spark.sparkContext.master,
-        "parallelism": spark.sparkContext.defaultParallelism,
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def git_commit() -> str | None:
-    """Return the commit that this code was checked out from, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "-q", "HEAD"]
-    with suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    with suppress(PackageNotFoundError):
-        return version(package)
 
 
 def _now() -> str:

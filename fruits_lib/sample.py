@@ -14,11 +14,11 @@ from pyspark.sql import SparkSession
 
 import fruits_lib
 from fruits_lib.errors import FruitsError
-from fruits_lib.runs import file_system, scratch_folder, write_bytes
+from fruits_lib.runs import file_system, qualify, scratch_folder, write_bytes
 
 GOOD = 120  # images that decode, in every format that the decoder reads
 REJECTS = 3  # files named like images that do not decode
-SKIPPED = 1  # an image that Spark does not list, because its name begins with "_"
+SET_ASIDE = 1  # an image whose name begins with "_"
 
 
 def files() -> dict[str, bytes]:
@@ -51,10 +51,10 @@ def write_sample(folder: str | os.PathLike) -> int:
 def stage_sample(spark: SparkSession) -> str:
     """Return a folder with the sample that driver and executors see; write it where missing."""
     folder = f"{scratch_folder(spark)}/sample-{fruits_lib.__version__}"
-    marker = f"{folder}/_COMPLETE"
-    fs, path = file_system(spark, marker)
+    marker = f"{folder}.complete"
+    fs, path = file_system(spark, qualify(spark, marker))
     if not fs.exists(path):
         for name, content in files().items():
-            write_bytes(spark, f"{folder}/{name}", content)
-        write_bytes(spark, marker, b"")
+            write_bytes(spark, qualify(spark, f"{folder}/{name}"), content)
+        write_bytes(spark, qualify(spark, marker), b"")
     return folder

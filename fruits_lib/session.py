@@ -8,16 +8,18 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pyspark import SparkConf
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from fruits_lib.connector import s3a_settings
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import read_manifest
-from fruits_lib.storage import is_s3, preflight
+from fruits_lib.storage import PLACES, ipython_shell, is_s3, preflight
 
 # Python does the work; Java's quick compiler alone halves the JVM's processor time over a whole run
 # of 3,936 photographs (56 -> 32 s). With it alone, the default code cache would be too small.
@@ -30,7 +32,7 @@ LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # featurize shows its own
     "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
 }
-IMAGES_PER_CORE = 2000  # per micro-batch: enough to hide its overhead, few to compute again
+GATEWAY = {"PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"}  # of a JVM that is running
 LIVY_PORT = 8998
 LIVY_DELAY = 10  # seconds; sparkmagic asks for a cell's answer every few
 
@@ -49,7 +51,7 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     app : str
         Name shown in Spark's UI and history server.
     parameters : mapping of str to object, optional
-        The notebook's parameters; `storage.preflight` checks `data`, `run_dir` and `weights`.
+        The notebook's parameters; `storage.preflight` checks those that are places.
 
     Raises
     ------
@@ -59,24 +61,58 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     """
     _register_matplot()
     given = parameters or {}
-    places = {name: str(given.get(name) or "") for name in ("data", "run_dir", "weights")}
+    places = {name: str(given.get(name) or "") for name in PLACES}
     preflight(**places)
     if active := SparkSession.getActiveSession():
         return active
-    builder = SparkSession.builder.appName(app)
-    if not {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys():
-        use_java_17()
-        if locale.getencoding() != "UTF-8":  # else Java would not see files with accents in names
-            os.environ["LC_ALL"] = "C.UTF-8"
-        os.environ["PYSPARK_PYTHON"] = sys.executable  # the workers' Python is the driver's
-        if places["run_dir"] and not places["data"]:  # a notebook after the first takes no data
-            places["data"] = read_manifest(places["run_dir"]).get("load", {}).get("data", "")
-        log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
-        java_options = f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}"
-        builder.config("spark.driver.extraJavaOptions", java_options)
-        bucket = any(map(is_s3, places.values()))
-        builder.config(map=LOCAL_SETTINGS | (s3a_settings() if bucket else {}))
-    return builder.getOrCreate()
+    return SparkSession.builder.appName(app).config(map=_local_settings(places)).getOrCreate()
+
+
+@contextmanager
+def warm_jvm(places: Mapping[str, str]) -> Iterator[None]:
+    """Start one JVM for all notebooks that run inside a `with` block.
+
+    The kernels inherit its address in the environment: PySpark then starts a SparkContext there,
+    where most code is already loaded and compiled, instead of a JVM. Where a Spark installation's
+    own settings decide, nothing is started.
+
+    Parameters
+    ----------
+    places : mapping of str to str
+        `data`, `run_dir` and `weights`, as in `start_session`.
+    """
+    settings = _local_settings(places)
+    if not settings or GATEWAY & os.environ.keys():
+        yield
+        return
+    gateway = launch_gateway(SparkConf(loadDefaults=False).setAll(settings.items()))
+    address = gateway.gateway_parameters
+    os.environ |= dict(zip(sorted(GATEWAY), (str(address.port), address.auth_token), strict=True))
+    try:
+        yield
+    finally:
+        for name in GATEWAY:
+            del os.environ[name]
+        gateway.shutdown()
+        gateway.proc.stdin.close()  # the JVM ends with it
+        gateway.proc.wait()
+
+
+def _local_settings(places: Mapping[str, str]) -> dict[str, str]:
+    """Prepare this process for pip's pyspark, and return its settings; none for another Spark."""
+    if {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys():
+        return {}
+    use_java_17()
+    if locale.getencoding() != "UTF-8":  # else Java would not see files with accents in names
+        os.environ["LC_ALL"] = "C.UTF-8"
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # the workers' Python is the driver's
+    used, run_dir = [*places.values()], places.get("run_dir")
+    if run_dir and not places.get("data"):  # a notebook after the first takes no data
+        used.append(read_manifest(run_dir).get("load", {}).get("data", ""))
+    log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
+    java_options = f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}"
+    connector = s3a_settings() if any(map(is_s3, used)) else {}
+    return LOCAL_SETTINGS | connector | {"spark.driver.extraJavaOptions": java_options}
 
 
 def stop_session(spark: SparkSession) -> None:
@@ -128,34 +164,6 @@ def settings(spark: SparkSession, values: dict[str, str]):
     finally:
         for key, value in before.items():
             spark.conf.unset(key) if value is None else spark.conf.set(key, value)
-
-
-def file_partitions(spark: SparkSession):
-    """Return `settings` under which Spark packs small files into about eight tasks per core.
-
-    Spark counts 4 MB for opening any file, which makes tasks of 30 photographs, and lists the
-    files of a micro-batch in tasks of one file each.
-    """
-    tasks = 8 * spark.sparkContext.defaultParallelism
-    return settings(
-        spark,
-        {
-            "spark.sql.files.openCostInBytes": str(64 * 1024),
-            "spark.sql.files.minPartitionNum": str(tasks),
-            "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(tasks),
-        },
-    )
-
-
-def images_per_batch(spark: SparkSession, batch_size: int) -> int:
-    """Return the images of one micro-batch: `batch_size`, or `IMAGES_PER_CORE` for each core."""
-    return batch_size or IMAGES_PER_CORE * spark.sparkContext.defaultParallelism
-
-
-def ipython_shell():
-    """Return the IPython that runs this code, in a notebook or a terminal, or None."""
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython else None
 
 
 def _register_matplot() -> None:

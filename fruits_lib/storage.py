@@ -2,6 +2,10 @@
 
 import mimetypes
 import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
@@ -9,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
 
+PLACES = ("data", "run_dir", "weights", "to")  # parameters that are a path or URI; see `preflight`
 S3_SCHEMES = ("s3://", "s3a://", "s3n://")
 
 
@@ -23,10 +28,32 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def local_path(uri: str) -> Path | None:
-    """Return the absolute path of a file on this machine, by path or `file:` URI; else None."""
+    """Return the absolute path of a file on this machine, by path or `file:` URI; else None.
+
+    Only `scheme://` makes another URI: a colon may be part of a name. `~` is the home folder. A
+    relative path starts at the current folder, so that a notebook, papermill and `fruits run` mean
+    the same by it. JupyterLab starts a kernel beside the notebook: in the folder of `01_load.ipynb`
+    a kernel starts at the folder above.
+    """
     if uri.startswith("file:"):
         uri = "/" + uri.removeprefix("file:").lstrip("/")
-    return None if "://" in uri else Path(os.path.abspath(Path(uri).expanduser()))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+        return None
+    beside = ipython_shell() and os.path.exists("01_load.ipynb")
+    start = os.path.join(os.getcwd(), ".." if beside else "")
+    return Path(os.path.abspath(os.path.join(start, os.path.expanduser(uri))))
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched or made once: `FRUITS_CACHE`, else the user's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FRUITS_CACHE") or Path(caches, "fruits"))
+
+
+def ipython_shell():
+    """Return the IPython that runs this code, in a notebook or a terminal, or None."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -43,24 +70,53 @@ def reader():
     return read
 
 
-def read_text(uri: str) -> str:
-    """Return the text of a local path, an `s3://` URI, or another one that pyarrow knows.
+def read_bytes(uri: str, read_object: Callable[[str], bytes] | None = None) -> bytes:
+    """Return the content of a local path, an `s3://` URI, or another one that pyarrow knows.
 
-    A missing file is a FileNotFoundError; what S3 refuses is a FruitsError.
+    `read_object` is what `reader` returned, where one client serves many files. A missing file is
+    a FileNotFoundError; what S3 refuses is a FruitsError.
     """
     if is_s3(uri):
         try:
-            return reader()(uri).decode()
+            return (read_object or reader())(uri)
         except (ClientError, BotoCoreError) as error:
             code = getattr(error, "response", {}).get("Error", {}).get("Code")
             if code in ("NoSuchKey", "404"):
                 raise FileNotFoundError(uri) from None
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
     if path := local_path(uri):
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     file_system, name = _arrow(uri)
     with file_system.open_input_stream(name) as stream:
-        return stream.read().decode()
+        return stream.read()
+
+
+def read_text(uri: str) -> str:
+    """Return the text of one UTF-8 file; see `read_bytes`."""
+    return read_bytes(uri).decode()
+
+
+def files_in(uri: str) -> list[str]:
+    """Return the URIs of the files in a folder, sorted, none if it is missing."""
+    folder = uri.rstrip("/") + "/"
+    if is_s3(uri):
+        bucket, key = bucket_and_key(uri)
+        pages = aws.client("s3", config=aws.RETRIES).get_paginator("list_objects_v2")
+        try:
+            found = pages.paginate(Bucket=bucket, Prefix=f"{key}/", Delimiter="/")
+            keys = [entry["Key"] for page in found for entry in page.get("Contents", [])]
+        except (ClientError, BotoCoreError) as error:
+            raise FruitsError(f"{uri}: {aws.explain(error)}") from None
+        names = [key.rsplit("/", 1)[1] for key in keys]
+    elif path := local_path(uri):
+        names = [entry.name for entry in path.iterdir() if entry.is_file()] if path.is_dir() else []
+    else:
+        from pyarrow.fs import FileSelector
+
+        file_system, name = _arrow(uri)
+        found = file_system.get_file_info(FileSelector(name, allow_not_found=True))
+        names = [entry.base_name for entry in found if entry.is_file]
+    return [folder + name for name in sorted(filter(None, names))]
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -79,7 +135,9 @@ def write_bytes(uri: str, content: bytes) -> None:
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
     elif path := local_path(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        part = path.with_name(f".{path.name}.part")  # so that a kill leaves no half of a file
+        part.write_bytes(content)
+        part.replace(path)
     else:
         file_system, name = _arrow(uri)
         file_system.create_dir(name.rsplit("/", 1)[0])
@@ -126,19 +184,23 @@ class PapermillHandler:
 # --- preflight ----------------------------------------------------------------------------------
 
 
-def preflight(data: str = "", run_dir: str = "", weights: str = "") -> None:
+def preflight(data: str = "", run_dir: str = "", weights: str = "", to: str = "") -> None:
     """Check that photographs can be read and results written, before Spark starts.
 
     For each `s3://` URI one or two requests check the endpoint, the credentials, the bucket, its
-    region and the permissions; nothing is written. Hadoop checks other places later.
+    region and the permissions; nothing is written. A run folder on this machine is made and written
+    to, unless a Spark of its own (`SPARK_HOME`, EMR) decides where a path lies. Hadoop checks other
+    places later. Results are written to the run folder; where `to` is given, they are written
+    there, and the run folder is only read.
 
     Raises
     ------
     FruitsError
-        If a place cannot be used, or `data` and `run_dir` overlap.
+        If a place cannot be used, or the folder of the results overlaps one that is only read.
     """
-    if data and run_dir:
-        _check_apart(data, run_dir)
+    name, results = ("to", to) if to else ("run_dir", run_dir)
+    for read in [{"data": data}, {"run_dir": run_dir}] if to else [{"data": data}]:
+        check_apart(**read, **{name: results})
     if is_s3(data):
         bucket, key = bucket_and_key(data)
         place = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": 1}
@@ -147,24 +209,52 @@ def preflight(data: str = "", run_dir: str = "", weights: str = "") -> None:
     if is_s3(weights):
         bucket, key = bucket_and_key(weights)
         _ask("weights", weights, "head_object", Bucket=bucket, Key=key)
-    if is_s3(run_dir):
-        # An upload that is started and aborted shows the permission to write, and leaves nothing.
+    if to and is_s3(run_dir):
         bucket, key = bucket_and_key(run_dir)
+        place = {"Bucket": bucket, "Prefix": f"{key}/manifest.json".lstrip("/"), "MaxKeys": 1}
+        if not _ask("run_dir", run_dir, "list_objects_v2", **place).get("Contents"):
+            raise FruitsError(f"run_dir={run_dir} holds no manifest.json: give a run's folder")
+    if is_s3(results):
+        # An upload that is started and aborted shows the permission to write, and leaves nothing.
+        bucket, key = bucket_and_key(results)
         place = {"Bucket": bucket, "Key": f"{key}/preflight".lstrip("/")}
-        upload = _ask("run_dir", run_dir, "create_multipart_upload", **place)["UploadId"]
-        _ask("run_dir", run_dir, "abort_multipart_upload", **place, UploadId=upload)
+        upload = _ask(name, results, "create_multipart_upload", **place)["UploadId"]
+        _ask(name, results, "abort_multipart_upload", **place, UploadId=upload)
+    elif results and not {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys():
+        check_writable(results, name)
 
 
-def _check_apart(data: str, run_dir: str) -> None:
-    photographs, results = _folder(data), _folder(run_dir)
-    if photographs.startswith(results) or results.startswith(photographs):
+def check_writable(uri: str, name: str = "run_dir") -> None:
+    """Make a folder on this machine and write to it, or raise FruitsError with the reason."""
+    if not (folder := local_path(uri)):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(8192))
+            file.flush()
+            os.fsync(file.fileno())  # a full disk may show only now
+    except OSError as error:
         raise FruitsError(
-            f"run_dir={run_dir} and data={data} overlap: results must not mix with the "
-            "photographs, give another run_dir"
+            f"{name}={uri} cannot be written ({error.strerror}): give a folder that you may "
+            "write to and that has room"
+        ) from None
+
+
+def check_apart(**places: str) -> None:
+    """Raise FruitsError if the second of two folders, of results, overlaps the first one."""
+    (read, source), (name, results) = places.items()
+    one, other = folder_uri(source), folder_uri(results)
+    if source and results and (one.startswith(other) or other.startswith(one)):
+        what = "the photographs" if read == "data" else "the run that is applied"
+        raise FruitsError(
+            f"{name}={results} and {read}={source} overlap: results must not mix with {what}, "
+            f"give another {name}"
         )
 
 
-def _folder(uri: str) -> str:
+def folder_uri(uri: str) -> str:
+    """Return one spelling of a folder's path or URI, with a slash at its end, to compare it by."""
     if is_s3(uri):  # three schemes of one connector
         return "s3://" + "/".join(bucket_and_key(uri)) + "/"
     return f"{local_path(uri) or uri.rstrip('/')}/"
@@ -174,7 +264,7 @@ def _ask(name: str, uri: str, operation: str, **arguments) -> dict:
     """Call S3; say in one line what it refuses."""
     if not arguments["Bucket"]:
         raise FruitsError(f"{name}={uri} names no bucket: write s3://bucket/folder")
-    s3 = aws.client("s3", config=aws.FEW_RETRIES)
+    s3 = aws.client("s3", config=aws.PREFLIGHT)
     try:
         answer = getattr(s3, operation)(**arguments)
     except (ConnectionError, HTTPClientError) as error:
@@ -183,6 +273,8 @@ def _ask(name: str, uri: str, operation: str, **arguments) -> dict:
             "AWS_ENDPOINT_URL and the network"
         ) from None
     except ClientError as error:
+        if error.response["Error"].get("Code") == "NoSuchUpload":
+            return {}  # aborted by an attempt whose answer was lost
         raise FruitsError(f"{name}={uri}: {_refusal(error, arguments['Bucket'])}") from None
     except BotoCoreError as error:
         raise FruitsError(f"{name}={uri}: {aws.explain(error)}") from None

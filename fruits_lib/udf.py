@@ -1,34 +1,58 @@
-"""What runs on an executor: decode an image, run the backbone on it, an Arrow batch at a time.
+"""What runs on an executor: read and decode images, run the backbone on them, by Arrow batches.
 
 Every Python worker imports this module, so it imports little: no pandas, TensorFlow or pyspark.
 """
 
+import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 LARGEST_IMAGE = 178_956_970  # pixels; Pillow refuses more as a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 FETCHERS = 8  # threads of one worker; at 20 ms a request they feed 400 images/s
-SCHEMA = "path string, label string, split string, features array<float>, reason string"
+SCHEMA = (
+    "path string, label string, split string, features array<float>, reason string, "
+    "content_sha256 string, truncated boolean"
+)
+THUMBNAILS = "path string, pixels binary, reason string"
+UNREADABLE = "cannot be read: "  # how the reason begins where there was no content to decode
+
+_RAW = {b"FUJIFILM": "RAF", b"IIRO": "ORF", b"IIRS": "ORF", b"MMOR": "ORF", b"IIU\0": "RW2"}
+# Brands of the ISO base media format, ISO/IEC 14496-12, bytes 4 to 12 of the file.
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "RAW (CR3)"} | dict.fromkeys(
+    (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"mif1", b"msf1"), "HEIC"
+)
+_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF 6.0, and Adobe's DNG 1.4
+_REFUSED = {  # by S3, for good: what else it answers is worth another attempt of the whole batch
+    "NoSuchKey",
+    "404",
+    "AccessDenied",
+    "403",
+    "InvalidObjectState",  # in an archived storage class
+}
 
 
 class ImageError(ValueError):
     """The bytes of one image cannot become pixels; the message is the reason in `rejects/`."""
 
 
-def decode_image(content: bytes, size: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Decode a JPEG or PNG into the pixels that the backbone takes: uint8, (size, size, 3).
+def decode_image(
+    content: bytes, size: int, max_pixels: int = 50_000_000, truncated: str = "reject"
+) -> np.ndarray:
+    """Decode a photograph into the pixels that the backbone takes: uint8, (size, size, 3).
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, and
-    every colour mode becomes RGB. The image is then resized to a square, bicubic. Other EXIF data
-    is never read.
+    JPEG, PNG, WebP, BMP, TIFF and GIF (its first frame) are recognised by content. EXIF orientation
+    is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, and every colour
+    mode becomes RGB. The image is then resized to a square, bicubic. Other EXIF data is never read.
 
     Parameters
     ----------
@@ -38,23 +62,46 @@ def decode_image(content: bytes, size: int, max_pixels: int = 50_000_000) -> np.
         Side of the result in pixels.
     max_pixels : int
         Width times height above which an image is refused before it is decoded.
+    truncated : str
+        What to do with a JPEG that lacks its last bytes: "reject", or "accept" with the missing
+        part in grey.
 
     Raises
     ------
     ImageError
-        If the file is empty, damaged, too large, or not a JPEG or PNG.
+        If the file is empty, damaged, too large, or of another format, which the message names.
     """
+    return _decode_image(content, size, max_pixels, truncated)[0]
+
+
+def _decode_image(
+    content: bytes, size: int, max_pixels: int, truncated: str
+) -> tuple[np.ndarray, bool]:
+    """Return the pixels, and whether the file lacks its last bytes."""
     if not content:
         raise ImageError("empty file")
     with warnings.catch_warnings(action="ignore"):  # Pillow's, about odd files that it can read
-        return _decode(content, size, max_pixels)
+        try:
+            return _decode(content, size, max_pixels), False
+        except ImageError as error:
+            if truncated == "reject" or "truncated" not in str(error) or content[:2] != b"\xff\xd8":
+                raise
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            return _decode(content, size, max_pixels), True
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def _decode(content: bytes, size: int, max_pixels: int) -> np.ndarray:
+    if (raw := raw_format(content[:16])) is not None:
+        raise ImageError(_other_format(raw))
     try:
-        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         if (pixels := image.width * image.height) > max_pixels:
             raise ImageError(f"{pixels} pixels, more than max_pixels={max_pixels}")
+        if image.format == "TIFF" and _is_raw(image):
+            raise ImageError(_other_format("RAW"))
         image.load()
         with suppress(Exception):  # damaged EXIF data do not damage the pixels
             ImageOps.exif_transpose(image, in_place=True)
@@ -62,28 +109,54 @@ def _decode(content: bytes, size: int, max_pixels: int) -> np.ndarray:
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError("not a JPEG or PNG image") from None
+        raise ImageError(_unidentified(content)) from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {LARGEST_IMAGE} pixels") from None
     except Exception as error:  # damaged header or data: Pillow's plugins raise many kinds
         raise ImageError(f"damaged image: {error}".splitlines()[0]) from None
 
 
+def raw_format(start: bytes) -> str | None:
+    """Return HEIC, AVIF or a camera's raw format by a file's first 16 bytes, else None."""
+    if start[4:8] == b"ftyp":
+        return _BRANDS.get(start[8:12])
+    if start[8:10] == b"CR" and start[:2] in (b"II", b"MM"):
+        return "RAW (CR2)"
+    return next((f"RAW ({name})" for magic, name in _RAW.items() if start.startswith(magic)), None)
+
+
+def _is_raw(image: Image.Image) -> bool:
+    """Whether a TIFF is a camera's raw file, whose first picture is only a thumbnail."""
+    return bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in image.tag_v2
+
+
+def _unidentified(content: bytes) -> str:
+    try:
+        return _other_format(Image.open(io.BytesIO(content)).format)
+    except Exception:
+        known = content.startswith(
+            (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*", b"MM\0*")
+        )
+        return "damaged image: its header cannot be read" if known else "not an image"
+
+
+def _other_format(name: str) -> str:
+    return f"{name} image, which is not decoded: convert it to JPEG or PNG"
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip it to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError("32 bits per channel: convert it to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def featurizer(weights, size: int, max_pixels: int):
-    """Return the function for `mapInArrow`: (path, label, split, content) to `SCHEMA`.
-
-    Where the column content is missing, the images are in a bucket and are fetched here: Spark's
-    binaryFile would ask S3 four times for each image, one after the other. While the network runs
-    on one image, threads fetch the next ones.
+def featurizer(weights, size: int, max_pixels: int, truncated: str = "reject"):
+    """Return the function for `mapInArrow`: rows of `files.photographs` to rows of `SCHEMA`.
 
     Parameters
     ----------
@@ -91,48 +164,128 @@ def featurizer(weights, size: int, max_pixels: int):
         The LiteRT file's bytes, see `backbones.Backbone.content`.
     size : int
         Side of the backbone's input in pixels.
-    max_pixels : int
+    max_pixels, truncated : int, str
         See `decode_image`.
     """
 
     def run_backbone(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         infer = open_backbone(weights.value)
-        read = None
-        with ThreadPoolExecutor(FETCHERS) as threads:
-            for batch in batches:
-                if "content" in batch.schema.names:
-                    contents = batch["content"].to_pylist()
-                else:
-                    read = read or _reader()
-                    contents = threads.map(read, batch["path"].to_pylist())
-                yield _featurize(batch, contents, infer, size, max_pixels)
+
+        def compute(content: bytes) -> tuple:
+            pixels, lacks_bytes = _decode_image(content, size, max_pixels, truncated)
+            return infer(pixels), lacks_bytes
+
+        for batch, results in _each_image(batches, compute):
+            columns = {name: batch[name] for name in ("path", "label", "split")}
+            found = [result or (None, False) for result, _, _ in results]
+            # Cast, for with a type pa.array converts number by number, a hundred times slower.
+            features = pa.array([vector for vector, _ in found])
+            columns["features"] = features.cast(pa.list_(pa.float32()))
+            columns["reason"] = pa.array([reason for _, reason, _ in results], pa.string())
+            columns["content_sha256"] = pa.array([sha256 for _, _, sha256 in results], pa.string())
+            columns["truncated"] = pa.array([lacks_bytes for _, lacks_bytes in found])
+            yield pa.RecordBatch.from_pydict(columns)
 
     return run_backbone
 
 
-def _reader():
-    from fruits_lib.storage import reader  # imports boto3
+def thumbnailer(size: int):
+    """Return the function for `mapInArrow`: rows of `files.photographs` to rows of `THUMBNAILS`.
 
-    return reader()
+    `pixels` are the bytes of a uint8 array (size, size, 3), null where the pipeline's own decoder
+    rejects the image.
+    """
+
+    def make_thumbnails(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        def compute(content: bytes) -> bytes:
+            return decode_image(content, size).tobytes()
+
+        for batch, results in _each_image(batches, compute):
+            pixels = pa.array([result for result, _, _ in results], pa.binary())
+            reasons = pa.array([reason for _, reason, _ in results], pa.string())
+            yield pa.RecordBatch.from_pydict(
+                {"path": batch["path"], "pixels": pixels, "reason": reasons}
+            )
+
+    return make_thumbnails
 
 
-def _featurize(
-    batch: pa.RecordBatch, contents: Iterable[bytes], infer, size: int, max_pixels: int
-) -> pa.RecordBatch:
-    """Decode and infer one Arrow batch of images; a bad image gets a reason and null features."""
-    features, reasons = [], []
-    for content in contents:
+def hasher(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Map rows of `files.photographs` to path and content_sha256, null if it cannot be read."""
+    for batch, results in _each_image(batches, lambda content: None):
+        sha256 = pa.array([sha256 for _, _, sha256 in results], pa.string())
+        yield pa.RecordBatch.from_pydict({"path": batch["path"], "content_sha256": sha256})
+
+
+def _each_image(batches: Iterator[pa.RecordBatch], compute: Callable) -> Iterator[tuple]:
+    """Yield every Arrow batch with (result, reason, sha256) of each of its images.
+
+    `result` is what `compute` returns for the file's bytes, or None with a reason. Where the column
+    content is missing, the images are read here: Spark's binaryFile would ask S3 four times for
+    each image, one after the other. While one image is computed, threads read the next ones.
+    """
+    read = None
+    with ThreadPoolExecutor(FETCHERS) as threads:
+        for batch in batches:
+            if "content" in batch.schema.names:
+                contents = batch["content"].to_pylist()
+            else:
+                uris = batch["uri"].to_pylist()
+                read = read or _reader(uris[0])
+                contents = _read_ahead(threads, read, uris)
+            results = []
+            for content in contents:
+                result, reason, sha256 = None, None, None
+                if isinstance(content, str):
+                    reason = UNREADABLE + content
+                else:
+                    sha256 = hashlib.sha256(content).hexdigest()
+                    try:
+                        result = compute(content)
+                    except ImageError as error:
+                        reason = str(error)
+                results.append((result, reason, sha256))
+            yield batch, results
+
+
+def _read_ahead(threads: ThreadPoolExecutor, read: Callable, uris: list[str]) -> Iterator:
+    """Yield what `read` returns of each URI; few are held at once, for photographs may be large."""
+    waiting = deque()
+    for uri in uris:
+        waiting.append(threads.submit(read, uri))
+        if len(waiting) > FETCHERS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _reader(uri: str) -> Callable[[str], bytes | str]:
+    """Return a function that reads files like this one; for one that nobody can read, why."""
+    if uri.startswith("file:"):
+
+        def read_file(uri: str) -> bytes | str:
+            try:
+                with open(uri.removeprefix("file:"), "rb") as file:
+                    return file.read()
+            except OSError as error:
+                return error.strerror
+
+        return read_file
+    from botocore.exceptions import ClientError
+
+    from fruits_lib import aws, storage
+
+    read = storage.reader()
+
+    def read_object(uri: str) -> bytes | str:
         try:
-            features.append(infer(decode_image(content, size, max_pixels)))
-            reasons.append(None)
-        except ImageError as error:
-            features.append(None)
-            reasons.append(str(error))
-    columns = {name: batch[name] for name in ("path", "label", "split")}
-    # Cast, for with a type pa.array converts number by number, a hundred times slower.
-    columns["features"] = pa.array(features).cast(pa.list_(pa.float32()))
-    columns["reason"] = pa.array(reasons, pa.string())
-    return pa.RecordBatch.from_pydict(columns)
+            return read(uri)
+        except ClientError as error:
+            if error.response["Error"].get("Code") not in _REFUSED:
+                raise
+            return aws.explain(error)
+
+    return read_object
 
 
 def open_backbone(content: bytes):

@@ -10,8 +10,9 @@ from vectors import frame, make_table
 
 from fruits_lib import connector, session
 from fruits_lib import moments as statistics
-from fruits_lib.backbones import check_backbone, export
+from fruits_lib.backbones import export
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import check_backbone
 from fruits_lib.sample import write_sample
 
 

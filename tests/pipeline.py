@@ -1,34 +1,52 @@
 """What the notebooks do, step by step, in the test's own process."""
 
-from pyspark.ml import PipelineModel
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import IndexToString, StringIndexer
 from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.sql import functions as F
 
-from fruits_lib import featurize, load, moments, pca, reduce, udf, verify
+from fruits_lib import (
+    apply,
+    backbones,
+    classify,
+    featurize,
+    load,
+    models,
+    moments,
+    pca,
+    reduce,
+    udf,
+    verify,
+)
 from fruits_lib.runs import open_run
 
 
-def write_index(run, data):
+def write_index(run, data, overwrite=False):
     """01: list the photographs and write the index."""
-    run = open_run(run.spark, run.uri, str(data))
-    return load.write_index(run, load.list_images(run))
+    run = open_run(run.spark, run.uri, str(data), "load", overwrite=True)
+    return load.write_index(run, load.list_files(run), overwrite)
 
 
 def write_features(run, network, max_reject_ratio=0.05, max_pixels=50_000_000, **options):
     """02: compute the features of new images; `featurizer` replaces the library's own."""
     featurizer = options.pop("featurizer", udf.featurizer)
-    run = open_run(run.spark, run.uri)
+    truncated, batch_size = options.get("truncated", "reject"), options.get("batch_size", 0)
+    run = open_run(run.spark, run.uri, stage="featurize", overwrite=True)
     content = run.spark.sparkContext.broadcast(network.content)
-    images = load.new_images(run, **options)
-    featurized = images.mapInArrow(
-        featurizer(content, network.spec.input_size, max_pixels), udf.SCHEMA
-    )
+    run_backbone = featurizer(content, network.spec.input_size, max_pixels, truncated)
+    images = featurize.new_images(run, network, batch_size)
+    featurized = [batch.mapInArrow(run_backbone, udf.SCHEMA) for batch in images]
     return featurize.write(run, featurized, network, max_pixels, max_reject_ratio, **options)
 
 
-def pick_k(run, variance=0.9, k=0, standardize=False):
+def pick_k(run, variance=0.9, k=0, standardize=False, fit_split=""):
     """03: choose k and write the spectrum."""
-    statistics = moments.compute(run.read_table("features"))
-    spectrum = pca.spectrum(statistics)
+    run = open_run(run.spark, run.uri, stage="pick_k", overwrite=True)
+    fit_split, features = reduce.fitted_split(run, fit_split, k), run.read_table("features")
+    fitted = features.filter(features.split == fit_split) if fit_split else features
+    statistics = moments.compute(fitted)
+    spectrum = pca.spectrum(statistics, fit_split)
     raw, standardized = (pca.choose(spectrum, scaling, variance, k) for scaling in (False, True))
     chosen = standardized if standardize else raw
     components = pca.principal_components(statistics, chosen.k, standardize)
@@ -42,16 +60,61 @@ def transform(features, model):
     return scores.select("path", "label", "split", "pca")
 
 
-def write_scores(run):
+def write_scores(run, csv=False):
     """04: save the model and apply it."""
+    run = open_run(run.spark, run.uri, stage="pca", overwrite=True)
     components = reduce.read_components(run)
-    pca.pipeline_model(components).write().overwrite().save(run.path("model"))
-    model = PipelineModel.load(run.path("model"))
-    return reduce.write_scores(run, transform(run.read_table("features"), model), components)
+    model = pca.pipeline_model(components)
+    scores = transform(run.read_table("features"), model)
+    return reduce.write_scores(run, scores, model, components, csv)
 
 
 def check(run):
     """05: every check, recorded."""
+    run = open_run(run.spark, run.uri, stage="verify")
     results = verify.read_results(run)
-    checks = (verify.check_rows, verify.check_model, verify.check_scores)
+    checks = (verify.check_photographs, verify.check_rows, verify.check_model, verify.check_scores)
     return verify.record(run, [found for function in checks for found in function(results)])
+
+
+def classify_scores(run, neighbors=1, seed=0):
+    """06: fit on one part, judge the other, write classifier and labels."""
+    run = open_run(run.spark, run.uri, stage="classify", overwrite=True)
+    scores = run.read_table("pca").withColumn("pca_vector", array_to_vector("pca")).cache()
+    parts = classify.divide(run, scores, neighbors, seed)
+    indexer = StringIndexer(inputCol="label", outputCol="class", stringOrderType="alphabetAsc")
+    columns = {"featuresCol": "pca_vector", "labelCol": "class", "standardization": False}
+    regression = LogisticRegression(family="multinomial", regParam=0.01, maxIter=50, **columns)
+    classes, fitted = Pipeline(stages=[indexer, regression]).fit(parts.training).stages
+    names = IndexToString(inputCol="prediction", outputCol="predicted", labels=classes.labels)
+    labels = classify.to_labels(PipelineModel([fitted, names]).transform(parts.table))
+    answers = labels.filter("part = 'tested'").toPandas()
+    judged = classify.judge(answers["label"], answers["predicted"])
+    classifier = PipelineModel([*models.load_model(run).stages, fitted, names])
+    figures = {"regression": judged, "nearest": judged, "fruits": None}
+    found = classify.write(run, parts, classifier, labels, figures, neighbors=neighbors, seed=seed)
+    scores.unpersist()
+    return found
+
+
+def apply_model(spark, run_dir, data, to, overwrite=False, max_reject_ratio=0.5, **options):
+    """apply: score and label new photographs by the model of a run; see `apply.write`."""
+    known = apply.open_known(spark, str(run_dir))
+    run = apply.open_results(known, str(data), str(to), overwrite=overwrite, **options)
+    network = backbones.copy_backbone(known.run, run)
+    load.write_index(run, load.list_files(run), overwrite)
+    run_backbone = udf.featurizer(
+        spark.sparkContext.broadcast(network.content), network.spec.input_size, 50_000_000
+    )
+    images = featurize.new_images(run, network)
+    featurized = [batch.mapInArrow(run_backbone, udf.SCHEMA) for batch in images]
+    featurize.write(run, featurized, network, max_reject_ratio=max_reject_ratio)
+    vectors = run.read_table("features").withColumn("features_vector", array_to_vector("features"))
+    answers = models.load_model(known.run, known.model).transform(vectors)
+    answers = answers.withColumn("pca", vector_to_array("pca_vector", "float32"))
+    answers = answers.drop("features", "features_vector", "features_scaled").cache()
+    labels = None
+    if known.model == "classifier":
+        probability = F.array_max(vector_to_array("probability")).cast("float").alias("probability")
+        labels = answers.select("path", "label", "split", "predicted", probability)
+    return apply.write(known, run, answers.select("path", "label", "split", "pca"), labels)

@@ -200,11 +200,14 @@ class SlowDown(http.server.BaseHTTPRequestHandler):
     """Forwards a request to the server, or answers it with 503 SlowDown, as S3 does under load."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits 40 ms for the header to be acknowledged
     upstream: int
     share: float
+    seen: list[str]
     refused: list[str]
 
     def handle_any(self) -> None:
+        self.seen.append(self.requestline)
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
         if random.random() < self.share:
@@ -244,14 +247,26 @@ class SlowDown(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def slow_down(server: S3Server, share: float):
     """Answer a share of the requests to a server with 503; yields (endpoint, refused requests)."""
-    refused: list[str] = []
-    handler = type("Handler", (SlowDown,), {"upstream": server.port, "share": share})
-    handler.refused = refused
+    with _proxy(server, share) as (endpoint, handler):
+        yield endpoint, handler.refused
+
+
+@contextlib.contextmanager
+def recorded(server: S3Server):
+    """Write down the requests to a server; yields (endpoint, request lines)."""
+    with _proxy(server, 0) as (endpoint, handler):
+        yield endpoint, handler.seen
+
+
+@contextlib.contextmanager
+def _proxy(server: S3Server, share: float):
+    values = {"upstream": server.port, "share": share, "seen": [], "refused": []}
+    handler = type("Handler", (SlowDown,), values)
     proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{proxy.server_port}", refused
+        yield f"http://127.0.0.1:{proxy.server_port}", handler
     finally:
         proxy.shutdown()
         proxy.server_close()

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fruits_lib import backbones
-from fruits_lib.backbones import NETWORKS, check_backbone, export, export_backbone
+from fruits_lib.backbones import export, export_backbone
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import NETWORKS, check_backbone
 from fruits_lib.runs import open_run
 from fruits_lib.udf import decode_image, open_backbone
 
@@ -44,13 +45,80 @@ np.save(f"{folder}/features.npy", model.predict(pixels, verbose=0))
 # The networks that we would export, as one array of weights each: much quicker than the export.
 BUILD = """
 import io, sys, json, numpy as np
-from fruits_lib.backbones import _model, check_backbone
+from fruits_lib.backbones import _model
+from fruits_lib.networks import check_backbone
 for asked in json.loads(sys.argv[1]):
     model = _model(check_backbone("mobilenet_v2", input_size=32, **asked))
     stream = io.BytesIO()  # np.save cannot write to a pipe
     np.save(stream, np.concatenate([w.ravel() for w in model.get_weights()]))
     sys.stdout.buffer.write(stream.getvalue())
 """
+
+
+# What Keras says of each network that we have: widths, the smallest input, features at random.
+FACTS = """
+import sys, json, keras, numpy as np
+from fruits_lib.backbones import _model
+from fruits_lib.networks import NETWORKS, check_backbone
+facts = {}
+for name, network in NETWORKS.items():
+    build, size = getattr(keras.applications, network.function), network.smallest
+    try:
+        build(include_top=False, weights=None, input_shape=(size - 1, size - 1, 3))
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    options = dict(include_top=False, weights=None, input_shape=(size, size, 3))
+    module = getattr(keras.applications, network.module)
+    pixels = module.preprocess_input(np.load(sys.argv[1])[:, :size, :size].astype("float32"))
+    model = _model(check_backbone(name, "random", size))
+    features = np.asarray(model(pixels, training=False))
+    facts[name] = dict(
+        refused=refused, scale=float(features.std()),
+        widths=[features.shape[1], build(pooling="max", **options).output_shape[1]],
+        differ=float(features.std(axis=0).mean() / features.std()),
+    )
+print("FACTS" + json.dumps(facts))
+"""
+
+# EfficientNetB0 as Keras builds it for ImageNet weights, which are not at hand.
+IMAGENET = """
+import sys, keras, numpy as np
+from unittest.mock import patch
+from keras.src.utils import file_utils
+from fruits_lib.backbones import _model
+from fruits_lib.networks import check_backbone
+with patch.object(keras.Model, "load_weights"), patch.object(file_utils, "get_file"):
+    model = keras.applications.EfficientNetB0(
+        include_top=False, pooling="avg", input_shape=(32, 32, 3), weights="imagenet"
+    )
+model.get_layer("normalization").adapt_mean.assign([0.485, 0.456, 0.406])
+model.get_layer("normalization").adapt_variance.assign([0.229, 0.224, 0.225])
+model.get_layer("normalization").finalize_state()
+model.save_weights(sys.argv[1])
+ours = _model(check_backbone("efficientnet_b0", sys.argv[1], 32))
+pixels = np.load(sys.argv[2])[:, :32, :32].astype("float32")
+
+def seen(model):  # by the first convolution: what follows is the same
+    return keras.Model(model.input, model.get_layer("stem_conv").output).predict(pixels, verbose=0)
+
+np.testing.assert_allclose(seen(ours), seen(model), rtol=1e-4, atol=1e-5)
+assert abs(seen(ours)).max() > 0.1
+"""
+
+# Module of preprocessing by Keras' documentation, None where the network has it inside; width; the
+# pooling that is exported.
+KNOWN = {
+    "mobilenet_v2": ("mobilenet_v2", 1280, "max"),
+    "mobilenet_v3_small": (None, 576, "avg"),
+    "mobilenet_v3_large": (None, 960, "max"),
+    "efficientnet_b0": (None, 1280, "avg"),
+    "efficientnet_v2_b0": (None, 1280, "max"),
+    "resnet50": ("resnet50", 2048, "avg"),
+    "vgg16": ("vgg16", 512, "max"),
+    "inception_v3": ("inception_v3", 2048, "avg"),
+    "densenet121": ("densenet", 1024, "max"),
+}
 
 
 def python(code, *arguments):
@@ -106,14 +174,32 @@ def built(keras):
     return [np.load(stream) for _ in asked]
 
 
+@pytest.fixture(scope="module")
+def pixels(sample, tmp_path_factory):
+    """A file of eight drawn photographs of different labels, uint8 (8, 75, 75, 3)."""
+    file = tmp_path_factory.mktemp("pixels") / "75.npy"
+    photographs = sorted(sample.glob("*/*/*_100.jpg"))[::12][:8]
+    np.save(file, np.stack([decode_image(path.read_bytes(), 75) for path in photographs]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def facts(pixels):
+    return json.loads(python(FACTS, pixels).split(b"FACTS")[1])
+
+
 # --- what may be asked for ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"backbone": "vgg17"}, r"^backbone='vgg17' .* one of mobilenet_v2, resnet50, vgg16$"),
+        ({"backbone": "vgg17"}, r"^backbone='vgg17' .* one of mobilenet_v2, .*, densenet121$"),
         ({"input_size": 31}, r"^input_size=31 is below 32 pixels, .* or 0 for its own 224$"),
+        (
+            {"backbone": "inception_v3", "input_size": 74},
+            r"^input_size=74 is below 75 pixels, the least that inception_v3 .* own 299$",
+        ),
         ({"input_size": -1}, r"^input_size=-1 is below 32 pixels"),
         ({"weights": "noisy"}, r"^weights='noisy' is neither imagenet nor random nor .*give one"),
         ({"weights": "/a/b.pt"}, r"^weights='/a/b.pt' is neither"),
@@ -129,7 +215,28 @@ def test_what_cannot_be_asked_for_is_one_line(asked, message):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_network_has_an_input_size_of_its_own(name):
-    assert check_backbone(name).input_size == NETWORKS[name].input_size == 224
+    assert check_backbone(name).input_size == (299 if name == "inception_v3" else 224)
+
+
+def test_the_message_names_every_network():
+    with pytest.raises(FruitsError, match=", ".join(KNOWN)):
+        check_backbone("vgg17")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_registry_knows_width_and_smallest_input_as_keras_does(facts, name):
+    assert facts[name]["widths"] == [NETWORKS[name].width] * 2 == [KNOWN[name][1]] * 2
+    assert f"at least {NETWORKS[name].smallest}" in facts[name]["refused"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_random_features_are_near_one_and_tell_images_apart(facts, name):
+    assert 0.01 < facts[name]["scale"] < 1000
+    assert facts[name]["differ"] > 0.05
+
+
+def test_a_weights_file_brings_all_of_keras_preprocessing(pixels, tmp_path):
+    python(IMAGENET, tmp_path / "b0.weights.h5", pixels)
 
 
 def test_the_seed_matters_for_random_weights_alone():
@@ -170,7 +277,7 @@ def test_random_weights_are_others_for_another_seed(built):
     assert not np.array_equal(built[0], built[3])
 
 
-def test_the_same_seed_gives_the_same_file(tiny):
+def test_the_same_seed_gives_the_same_file(tiny, cache):
     assert export(check_backbone("mobilenet_v2", "random", 32)) == tiny.read_bytes()
 
 
@@ -178,19 +285,6 @@ def test_random_features_tell_images_apart(tiny, keras):
     features = in_litert(tiny.read_bytes(), keras[1])
     assert 0.01 < features.std() < 100
     assert (features.std(axis=0) > 1e-3).mean() > 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size", "pooling"), [("vgg16", 100, "max"), ("resnet50", 32, "avg")]
-)
-def test_every_network_exports(run, name, size, pooling):
-    backbone = export_backbone(run, name, "random", size, pooling)
-    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    features = in_litert(backbone.content, images)
-    assert features.shape == (2, backbone.width) == (2, NETWORKS[name].width)
-    assert np.isfinite(features).all()
-    assert not np.array_equal(*features)
 
 
 # --- one backbone per run -----------------------------------------------------------------------
@@ -248,6 +342,13 @@ def test_another_backbone_needs_another_run(tiny_run, tiny, other, difference):
 def test_a_backbone_that_was_replaced_is_refused(tiny_run, tiny):
     tiny_run.write_bytes("backbone/mobilenet_v2-32-avg-file.tflite", b"another")
     with pytest.raises(FruitsError, match=r"is not the file that was exported: give another run"):
+        export_backbone(tiny_run, weights=str(tiny), input_size=32)
+
+
+def test_a_damaged_backbone_json_is_one_line(tiny_run, tiny):
+    tiny_run.write_bytes("backbone/backbone.json", b'{"width"')
+    message = r"^\S+/backbone\.json is not JSON: remove it and run 02_featurize again$"
+    with pytest.raises(FruitsError, match=message):
         export_backbone(tiny_run, weights=str(tiny), input_size=32)
 
 
@@ -318,20 +419,89 @@ def test_imagenet_out_of_reach_names_the_way_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("found", [True, False])
 def test_says_whether_imagenet_is_within_reach(monkeypatch, found):
-    def build(task, spec):
-        assert (task, spec.weights) == (backbones._check_weights, "imagenet")
+    def export(spec):
+        assert spec.weights == "imagenet"
         if not found:
             raise FruitsError("out of reach")
 
-    monkeypatch.setattr(backbones, "_in_own_process", build)
+    monkeypatch.setattr(backbones, "export", export)
     assert backbones.imagenet_available() is found
 
 
-def test_without_tensorflow_the_error_names_the_command(monkeypatch):
+def test_without_tensorflow_the_error_names_the_command(cache, monkeypatch):
     monkeypatch.setattr(backbones, "find_spec", lambda name: None)
     command = "fruits export --backbone vgg16 --weights imagenet --to FILE.tflite"
     with pytest.raises(FruitsError, match=rf"run `{command}` where it is, and give weights=FILE"):
         export(check_backbone("vgg16"))
+
+
+# --- an export is cached ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the user's."""
+    monkeypatch.setenv("FRUITS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/backbones"
+
+
+@pytest.fixture
+def conversions(cache, monkeypatch):
+    """The specifications that were converted, where a conversion takes no time."""
+    done = []
+
+    def convert(function, spec, weights_file):
+        done.append(spec)
+        return f"network {len(done)}".encode()
+
+    monkeypatch.setattr(backbones, "in_tensorflow", convert)
+    return done
+
+
+def test_a_network_is_converted_once(conversions):
+    spec = check_backbone("vgg16", "random")
+    assert [export(spec) for _ in range(3)] == [b"network 1"] * 3
+    assert conversions == [spec]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"backbone": "resnet50"}, {"input_size": 96}, {"pooling": "max"}, {"seed": 1}],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_specification_is_another_export(conversions, other):
+    asked = {"backbone": "vgg16", "weights": "random"}
+    export(check_backbone(**asked))
+    assert export(check_backbone(**{**asked, **other})) == b"network 2"
+
+
+def test_weights_are_known_by_their_content(conversions):
+    exported = [export(check_backbone("vgg16", "a.h5"), content) for content in (b"1", b"2", b"1")]
+    assert exported == [b"network 1", b"network 2", b"network 1"]
+    assert export(check_backbone("vgg16", "b.h5"), b"2") == b"network 2"
+
+
+def test_imagenet_weights_are_those_that_keras_has(conversions, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    for number in (1, 2):
+        (tmp_path / "models/vgg16.h5").write_bytes(b"\0" * number)
+        for _ in range(2):
+            assert export(check_backbone("vgg16")) == f"network {number}".encode()
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(conversions, cache):
+    cache.parent.write_text("a file")
+    assert [export(check_backbone("vgg16", "random")) for _ in range(2)] == [
+        b"network 1",
+        b"network 2",
+    ]
+
+
+def test_nothing_partial_is_left_in_the_cache(conversions, cache):
+    export(check_backbone("vgg16", "random"))
+    (file,) = cache.iterdir()
+    assert file.read_bytes() == b"network 1"
 
 
 def test_an_export_that_runs_out_of_memory_says_so():

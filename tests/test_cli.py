@@ -1,9 +1,13 @@
 """The `fruits` command: the whole pipeline by papermill, and errors before anything starts."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -12,9 +16,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from fruits_lib import cli, parameters
-from fruits_lib.errors import FruitsError
-from fruits_lib.sample import GOOD, REJECTS, SKIPPED, write_sample
+from fruits_lib import cli, lease, parameters, recipes
+from fruits_lib.sample import GOOD, REJECTS, SET_ASIDE, write_sample
 
 FRUITS = Path(sys.executable).with_name("fruits")
 QUICK = ["-p", "weights=random", "-p", "input_size=64"]
@@ -27,6 +30,12 @@ def fruits(*arguments):
 
 def manifest(run_dir):
     return json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def no_lease(monkeypatch):
+    """Commands are independent processes, whatever tests leased before in this one."""
+    monkeypatch.delenv(lease.TOKEN, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,36 +59,38 @@ class TestAWholeRun:
     def test_counts_every_image_once(self, finished):
         recorded = manifest(finished[0])
         assert recorded["load"]["images"] == GOOD + REJECTS
-        assert recorded["load"]["skipped"] == SKIPPED
+        assert recorded["load"]["files"] == GOOD + REJECTS + SET_ASIDE
         assert recorded["featurize"]["features"] == GOOD
         assert recorded["featurize"]["rejects"] == REJECTS
 
     def test_passes_every_check(self, finished):
         recorded = manifest(finished[0])["verify"]
         assert recorded["failed"] == 0
-        assert recorded["passed"] == len(recorded["checks"]) >= 15
+        assert recorded["passed"] == len(recorded["checks"]) >= 28
 
     def test_says_what_it_came_to(self, finished):
         lines = finished[1].stdout
-        for name in ("images in", "features out", "rejects", "k raw", "k standardized"):
-            assert f"\n{name} " in lines
-        for name in ("checks passed", "wall time", "report"):
+        assert "\nfiles           124 = 123 images of 6 labels + 1 set aside, in " in lines
+        assert "\nimages          123 = 120 with features + 3 rejected\n" in lines
+        names = ("features", "k raw", "k standardized", "checks passed", "labels", "labels checked")
+        for name in (*names, "wall time", "report"):
             assert f"\n{name} " in lines
 
     def test_streams_what_the_notebooks_print(self, finished):
         assert "== 02_featurize" in finished[1].stdout
         assert "123 images = 120 rows of 1,280 features + 3 rejects" in finished[1].stdout
-        assert "images/s" in finished[1].stderr
+        assert "123/123" in finished[1].stdout
+        assert "images/s" not in finished[1].stderr
 
     def test_keeps_the_executed_notebooks(self, finished):
         executed = sorted((finished[0] / "notebooks").glob("*.ipynb"))
-        assert len(executed) == 5
+        assert len(executed) == 6
         for path in executed:
             nbformat.validate(nbformat.read(path, as_version=4))
 
-    def test_report_is_one_file_with_five_pictures_and_no_code(self, finished):
+    def test_report_is_one_file_with_eight_pictures_and_no_code(self, finished):
         report = (finished[0] / "report.html").read_text(encoding="utf-8")
-        assert report.count("data:image/png;base64,") == 5
+        assert report.count("data:image/png;base64,") == 8
         assert "run_dir: str" not in report
         assert "<script src" not in report
 
@@ -110,18 +121,54 @@ def test_a_finished_run_is_not_overwritten_without_being_told(finished, photogra
 
 
 @pytest.mark.slow
-def test_only_one_notebook_runs_when_asked(finished, photographs, tmp_path):
+def test_only_one_notebook_runs_when_asked(finished, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     before = manifest(run_dir)
-    answer = fruits(
-        *("run", "--data", photographs, "--run-dir", run_dir, "--overwrite", "--only", "03"),
-        *QUICK,
-    )
+    answer = fruits("run", "--run-dir", run_dir, "--overwrite", "--only", "03")
     assert answer.returncode == 0, answer.stderr
     after = manifest(run_dir)
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"pick_k"}
+    # Model, scores and checks were made from the spectrum that is gone: nothing shows them.
+    assert before.keys() - after.keys() == {"pca", "verify", "classify"}
+    assert "checks passed" not in answer.stdout
+    report = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "3 · Pick k" in report
+    assert "5 · Verify" not in report
+    answer = fruits("run", "--run-dir", run_dir, "--only", "05")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].endswith(
+        "run 04_pca first (its result is missing or was made from an older one)"
+    )
+
+
+@pytest.mark.slow
+def test_a_single_notebook_guards_a_finished_run(finished, tmp_path):
+    run_dir, before = finished[0], manifest(finished[0])
+    command = [FRUITS.with_name("papermill"), parameters.find_notebooks()[2], tmp_path / "03.ipynb"]
+    command += ["-p", "run_dir", run_dir, "-p", "variance", "0.95"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "holds a run finished" in answer.stderr
+    assert manifest(run_dir) == before
+
+
+@pytest.mark.slow
+def test_a_second_run_on_the_same_folder_says_who_has_it(photographs, tmp_path):
+    command = [FRUITS, "run", "--data", photographs, "--run-dir", tmp_path / "run", *QUICK]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while "== 01_load" not in first.stdout.readline():
+            assert first.poll() is None
+        os.killpg(first.pid, signal.SIGSTOP)  # or it might finish before the second starts
+        second = subprocess.run(command, capture_output=True, text=True)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+    assert second.returncode == 1
+    assert re.fullmatch(
+        rf"fruits: run_dir=\S+ is in use by .*, process {first.pid}, since .*\n", second.stderr
+    )
 
 
 @pytest.mark.slow
@@ -143,14 +190,11 @@ def test_a_second_run_computes_new_photographs_alone(finished, photographs, tmp_
 
 
 @pytest.mark.slow
-def test_from_03_takes_another_k_and_leaves_the_features_alone(finished, photographs, tmp_path):
+def test_from_03_takes_another_k_and_leaves_the_features_alone(finished, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     before = manifest(run_dir)["featurize"]["finished"]
-    answer = fruits(
-        *("run", "--data", photographs, "--run-dir", run_dir, "--overwrite"),
-        *("--from", "03", "-p", "k=5", *QUICK),
-    )
+    answer = fruits("run", "--run-dir", run_dir, "--overwrite", "--from", "03", "-p", "k=5")
     assert answer.returncode == 0, answer.stderr
     assert manifest(run_dir)["featurize"]["finished"] == before
     assert manifest(run_dir)["pca"]["k"] == 5
@@ -172,20 +216,53 @@ def test_a_failing_notebook_fails_the_run_with_its_own_line(photographs, tmp_pat
 
 @pytest.mark.slow
 def test_real_photographs(shared, tmp_path, monkeypatch):
-    """The 3,936 photographs of ../shared, with ImageNet weights."""
+    """The 992 Test photographs of ../shared, with ImageNet weights."""
     monkeypatch.setenv("KERAS_HOME", str(shared / "keras"))
     run_dir = tmp_path / "run"
     answer = fruits(
-        "run", "--data", shared / "fruits360", "--run-dir", run_dir, "-p", "weights=imagenet"
+        "run", "--data", shared / "fruits360/Test", "--run-dir", run_dir, "-p", "weights=imagenet"
     )
     assert answer.returncode == 0, answer.stderr
     recorded = manifest(run_dir)
-    assert recorded["load"]["images"] == recorded["featurize"]["features"] == 3936
+    assert recorded["load"]["images"] == recorded["featurize"]["features"] == 992
     assert recorded["featurize"]["width"] == 1280
     assert recorded["featurize"]["rejects"] == 0
     assert recorded["pick_k"]["raw"]["explained_variance"] >= 0.9
     assert recorded["pick_k"]["standardized"]["explained_variance"] >= 0.9
     assert recorded["verify"]["failed"] == 0
+
+
+def test_a_damaged_manifest_is_one_line(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"load": {')
+    command = ["run", "--run-dir", str(tmp_path), "--from", "03"]
+    answer = CliRunner().invoke(cli.main, command)
+    assert answer.exit_code == 1
+    assert re.fullmatch(
+        r"fruits: \S+/manifest.json is not JSON: remove it and run .*\n", answer.stderr
+    )
+
+
+class TestPhotographsWithoutLabels:
+    """06 has nothing to do. No kernel starts, because nothing else is asked for."""
+
+    @pytest.fixture
+    def run_dir(self, tmp_path):
+        load = {"data": "file:/data", "files": 9, "images": 9, "labels": 0, "unlabelled": 9}
+        (tmp_path / "manifest.json").write_text(json.dumps({"load": {**load, "set_aside": []}}))
+        return str(tmp_path)
+
+    def test_06_is_skipped_in_one_line(self, run_dir):
+        answer = CliRunner().invoke(cli.main, ["run", "--run-dir", run_dir, "--from", "06"])
+        assert answer.exit_code == 0, answer.output
+        line = "\n== 06_classify is skipped: 9 of 9 photographs have no label\n"
+        assert line in answer.stdout
+
+    def test_06_alone_is_an_error(self, run_dir):
+        answer = CliRunner().invoke(cli.main, ["run", "--run-dir", run_dir, "--only", "06"])
+        assert answer.exit_code == 1
+        assert answer.stderr == (
+            "fruits: 06_classify cannot run: 9 of 9 photographs have no label\n"
+        )
 
 
 class TestErrorsBeforeAnythingStarts:
@@ -202,6 +279,7 @@ class TestErrorsBeforeAnythingStarts:
             (["-p", "variance=1.5"], ["variance=1.5", "outside 0 to 1"]),
             (["-p", "variance=0"], ["variance=0", "outside 0 to 1"]),
             (["-p", "k=-3"], ["k=-3", "below 0"]),
+            (["-p", "fit_split=Exam"], ["fit_split='Exam'", "Training, Test, Validation"]),
             (["-p", "backbone=mobilnet"], ["backbone='mobilnet'", "mobilenet_v2"]),
             (["-p", "weights=imagnet"], ["weights='imagnet'"]),
             (["-p", "input_size=8"], ["input_size=8", "32"]),
@@ -210,6 +288,7 @@ class TestErrorsBeforeAnythingStarts:
             (["-p", "max_reject_ratio=2"], ["max_reject_ratio=2", "0 to 1"]),
             (["-p", "batch_size=-1"], ["batch_size=-1"]),
             (["-p", "seed=-1"], ["seed=-1"]),
+            (["-p", "neighbors=0"], ["neighbors=0", "below 1"]),
             (["-p", "variance"], ["variance has no ="]),
             (["--from", "07"], ["07 is not a notebook", "01_load"]),
         ],
@@ -246,34 +325,197 @@ class TestErrorsBeforeAnythingStarts:
         assert not run_dir.exists()
 
 
-def test_p_wins_over_f_and_text_takes_the_declared_type(tmp_path, monkeypatch):
-    file = tmp_path / "p.yaml"
-    file.write_text("k: 7\nvariance: 1\nstandardize: true\n", encoding="utf-8")
-    taken = {}
-    monkeypatch.setattr(cli, "run_notebooks", lambda given, *_: taken.update(given))
-    command = ["run", "--data", str(tmp_path), "--run-dir", "x", "-f", str(file), "-p", "k=9"]
-    assert CliRunner().invoke(cli.main, command).exit_code == 0
-    values = parameters.check_given(parameters.find_notebooks(), taken)
-    assert values["k"] == 9
-    assert values["variance"] == 1.0
-    assert isinstance(values["variance"], float)
-    assert values["standardize"] is True
-    assert values["weights"] == "imagenet"
+DECLARED = {
+    "01_load": ["data: str = ''", "run_dir: str = ''", "overwrite: bool = False"],
+    "02_featurize": ["run_dir: str = ''", "weights: str = 'random'", "overwrite: bool = False"],
+    "03_pick_k": ["run_dir: str = ''", "k: int = 0", "variance: float = 0.9"],
+}
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"standardize": "false"}, "standardize='false' is not of type bool"),
-        ({"k": None}, "k=None is not of type int"),
-        ({"run_dir": 2026}, "run_dir=2026 is not of type str"),
-        ({"variance": 1.5}, "variance=1.5 is outside 0 to 1"),
-    ],
-)
-def test_a_notebook_checks_its_own_parameters(values, message):
-    declared = {"run_dir": "", "variance": 0.9, "k": 0, "standardize": False}
-    with pytest.raises(FruitsError, match=f"^{message}"):
-        parameters.check("03_pick_k", {**declared, **values})
+def write_notebooks(folder, code="pass"):
+    """Write notebooks that declare a few parameters and run this code."""
+    paths = [folder / f"{name}.ipynb" for name in DECLARED]
+    for path, lines in zip(paths, DECLARED.values(), strict=True):
+        cells = ["\n".join(f"{line}  # help" for line in lines), code]
+        notebook = nbformat.v4.new_notebook()
+        notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        notebook.metadata["language_info"] = {"name": "python"}
+        nbformat.write(notebook, path)
+    return paths
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Notebooks that are not really run: by name, the parameters that each was started with."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "photographs").mkdir()
+    paths, taken = write_notebooks(tmp_path / "notebooks"), {}
+
+    def take(path, _, values, **__):
+        taken[path.stem] = values
+
+    monkeypatch.setattr(parameters, "find_notebooks", lambda: paths)
+    monkeypatch.setattr("papermill.execute_notebook", take)
+    monkeypatch.setattr("fruits_lib.report.summarize", lambda *_: {})
+    monkeypatch.chdir(tmp_path)
+    return taken
+
+
+def invoke(*arguments):
+    """Call `fruits run` in this process, on the folder `run`."""
+    return CliRunner().invoke(cli.main, ["run", "--run-dir", "run", *arguments])
+
+
+def refusal(*arguments):
+    """Return the one line that refuses."""
+    answer = invoke(*arguments)
+    assert answer.exit_code == 1
+    (line,) = answer.stderr.splitlines()
+    return line
+
+
+def record(**stages):
+    """Write a manifest into the folder `run`."""
+    Path("run").mkdir()
+    Path("run/manifest.json").write_text(json.dumps(stages), encoding="utf-8")
+
+
+class TestWhatIsStarted:
+    @pytest.mark.parametrize("name", ["3", "03", "pick_k", "03_pick_k"])
+    def test_a_notebook_has_four_names(self, name, started):
+        assert invoke("--only", name).exit_code == 0
+        assert list(started) == ["03_pick_k"]
+
+    def test_from_goes_on_to_the_end(self, started):
+        assert invoke("--from", "featurize").exit_code == 0
+        assert list(started) == ["02_featurize", "03_pick_k"]
+
+    @pytest.mark.parametrize("way", [["--overwrite"], ["-p", "overwrite=true"]])
+    def test_overwrite_reaches_the_notebooks_that_have_it(self, way, started):
+        record(verify={"passed": 1, "checks": ["x"], "finished": "today"})
+        assert invoke("--data", "photographs", *way).exit_code == 0
+        assert started["01_load"]["overwrite"] is started["02_featurize"]["overwrite"] is True
+        assert "overwrite" not in started["03_pick_k"]
+
+    def test_weights_are_imagenet_unless_told(self, started):
+        invoke("--from", "2")
+        assert started["02_featurize"]["weights"] == "imagenet"
+
+    def test_kernels_get_absolute_paths(self, started, tmp_path):
+        invoke("--data", "photographs", "-p", "weights=a.h5")
+        assert started["01_load"]["data"] == str(tmp_path / "photographs")
+        assert started["02_featurize"] == {
+            "run_dir": str(tmp_path / "run"),
+            "weights": str(tmp_path / "a.h5"),
+        }
+
+    def test_home_is_expanded_in_a_quoted_option(self, started, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert invoke("--data", "~/photographs").exit_code == 0
+        assert started["01_load"]["data"] == str(tmp_path / "photographs")
+
+    def test_a_file_may_hold_what_does_not_run_and_is_told(self, started):
+        Path("p.yaml").write_text("weights: random\nk: 5\n", encoding="utf-8")
+        answer = invoke("--only", "3", "-f", "p.yaml")
+        assert started == {"03_pick_k": {"run_dir": str(Path("run").absolute()), "k": 5}}
+        assert answer.stderr == (
+            "fruits: weights=random belongs to 02_featurize, which does not run\n"
+        )
+
+
+class TestContradictions:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--from", "2", "--only", "3"], "--from 2 and --only 3 are both given"),
+            (["--data", "a", "-p", "data=b"], "data=b and --data are both given"),
+            (["-p", "run_dir=b"], "run_dir=b and --run-dir are both given"),
+            (
+                ["--only", "3", "-p", "weights=random"],
+                "belongs to 02_featurize",
+            ),
+            (["-p", "variance", "0.95"], "variance has no =: write -p variance=value"),
+            (["--data", "my", "photographs"], "'photographs' belongs to no option"),
+            ([], "--data is missing"),
+            (["--data", ""], "--data is missing"),
+            (["--only", "3", "--run-dir", ""], "--run-dir is missing"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    )
+    def test_is_one_line(self, arguments, words, started):
+        assert words in refusal(*arguments)
+        assert not started
+        assert not Path("run").exists()
+
+    def test_a_file_s_run_folder_beside_the_option(self, started):
+        Path("p.yaml").write_text("run_dir: other", encoding="utf-8")
+        assert "run_dir=other and --run-dir are both given" in refusal("-f", "p.yaml")
+
+    def test_other_data_than_the_run_was_loaded_from(self, started):
+        record(load={"files": 1, "data": f"file:{Path('photographs').absolute()}"})
+        Path("others").mkdir()
+        assert "which 01_load read" in refusal("--only", "3", "--data", "others")
+        assert invoke("--only", "3", "--data", "photographs").exit_code == 0
+
+    def test_a_run_folder_that_is_a_file(self, started):
+        Path("run").write_text("x")
+        assert "run_dir=run cannot be written (File exists)" in refusal("--only", "3")
+
+
+class TestRecipes:
+    def test_takes_a_recipe_by_name_and_p_wins_over_it(self, started, monkeypatch):
+        Path("a.yaml").write_text("# A: reported\nk: 7\nvariance: 0.8\n", encoding="utf-8")
+        monkeypatch.setattr(recipes, "find_recipes", lambda: {"a": Path("a.yaml")})
+        answer = invoke("--only", "3", "--recipe", "a", "-p", "k=9")
+        assert answer.exit_code == 0
+        assert (started["03_pick_k"]["k"], started["03_pick_k"]["variance"]) == (9, 0.8)
+
+    def test_an_unknown_recipe_is_one_line_with_near_matches(self, started):
+        assert refusal("--recipe", "mobilenet-raw") == (
+            "fruits: recipe mobilenet-raw is unknown: did you mean mobilenet-raw-90 or "
+            "mobilenet-original-size?"
+        )
+        assert "known are mobilenet-original-size, " in refusal("--recipe", "7")
+        assert not started
+
+    def test_a_recipe_beside_a_file_is_one_line(self, started):
+        Path("p.yaml").write_text("k: 5", encoding="utf-8")
+        words = "-f p.yaml and --recipe mobilenet-raw-90 are both given: give one of them"
+        assert words in refusal("--recipe", "mobilenet-raw-90", "-f", "p.yaml")
+
+
+INTERRUPTED = """
+from pathlib import Path
+from fruits_lib import cli, parameters
+parameters.find_notebooks = lambda: sorted(Path().glob("*.ipynb"))
+cli.main()
+"""
+
+
+def test_ctrl_c_is_one_line_and_ends_the_kernel(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    begun = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); "
+    write_notebooks(tmp_path, begun + "time.sleep(600)")
+    running = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, "run", "--data", "photographs", "--run-dir", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text()):
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate()
+    assert stderr == "fruits: interrupted: the same command goes on where it stopped\n"
+    assert running.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 @pytest.mark.slow
@@ -299,4 +541,4 @@ def test_sample_writes_the_embedded_sample(tmp_path):
     assert answer.exit_code == 0
     files = [path for path in (tmp_path / "photographs").rglob("*") if path.is_file()]
     assert f"{len(files)} files" in answer.output
-    assert len(files) == GOOD + REJECTS + SKIPPED
+    assert len(files) == GOOD + REJECTS + SET_ASIDE

@@ -142,7 +142,7 @@ class TestStack:
 
     def test_gives_a_run_its_folders(self, fruits, world, stack):
         world.start()
-        world.events += [world.steps(*5 * ["COMPLETED"])]
+        world.events += [world.steps(*6 * ["COMPLETED"])]
         answer = fruits("run", "--stack", "mine", "--yes")
         assert re.search(rf"done: s3://{BUCKET}/runs/\d{{4}}-\d\d-\d\d-\d{{4}}/repo", answer.output)
         assert DATA in world.cluster().steps[0].args
@@ -375,7 +375,7 @@ class TestTunnel:
 class TestRun:
     def fails(self, world):
         def event():
-            world.steps("COMPLETED", "COMPLETED", "FAILED", "CANCELLED", "CANCELLED")()
+            world.steps("COMPLETED", "COMPLETED", "FAILED", *3 * ["CANCELLED"])()
             error = {"output_type": "error", "ename": "FruitsError", "evalue": "k=300 is too many"}
             content = {"cells": [{"cell_type": "code", "outputs": [error]}]}
             world.put("runs/1/notebooks/03_pick_k.ipynb", json.dumps(content).encode())
@@ -384,13 +384,13 @@ class TestRun:
 
     def test_prints_a_line_for_each_notebook_with_minutes_and_cost(self, fruits, world):
         world.start()
-        world.events += [world.steps("COMPLETED"), world.steps(*5 * ["COMPLETED"])]
+        world.events += [world.steps("COMPLETED"), world.steps(*6 * ["COMPLETED"])]
         answer = fruits(*RUN_IT)
         assert answer.exit_code == 0
         assert re.search(r"^01_load +\d min +\$\d\.\d\d so far$", answer.output, re.M)
-        assert re.search(r"^05_verify +\d min +\$\d\.\d\d so far$", answer.output, re.M)
+        assert re.search(r"^06_classify +\d min +\$\d\.\d\d so far$", answer.output, re.M)
         assert {step.action_on_failure for step in world.cluster().steps} == {"CANCEL_AND_WAIT"}
-        assert f"5 notebooks are done: {RUN}/report.html" in answer.output
+        assert f"6 notebooks are done: {RUN}/report.html" in answer.output
         assert "still runs (RUNNING)" in answer.output
 
     def test_prints_the_notebook_s_own_error_and_what_runs(self, fruits, world):
@@ -404,7 +404,12 @@ class TestRun:
         ("more", "words"),
         [
             (["-p", "k=many"], "k='many' is not of type int"),
+            (
+                ["--recipe", "mobilenet"],
+                "recipe mobilenet is unknown: did you mean mobilenet-raw-90",
+            ),
             (["--data", "photos"], "data=photos is not an s3:// URI"),
+            (["-p", "data=s3://b/other"], "data=s3://b/other and --data are both given"),
             (["-p", "weights=my.tflite"], "weights=my.tflite is not an s3:// URI"),
         ],
     )
@@ -421,7 +426,7 @@ class TestRun:
 
     def test_the_end_comes_after_success_when_wanted(self, fruits, world):
         world.start()
-        world.events += [world.steps(*5 * ["COMPLETED"]), world.becomes("TERMINATED")]
+        world.events += [world.steps(*6 * ["COMPLETED"]), world.becomes("TERMINATED")]
         answer = fruits(*RUN_IT, "--and-terminate")
         assert answer.exit_code == 0
         assert re.search(r"has ended: TERMINATED, \$\d+\.\d\d in all", answer.output)

@@ -8,9 +8,9 @@ import pytest
 from fake_emr import BUCKET, STAGE, fake_world
 
 from fruits_lib import aws
-from fruits_lib.backbones import NETWORKS
 from fruits_lib.emr import staging
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import NETWORKS
 from fruits_lib.parameters import find_notebooks
 
 BACKBONE = "stage/backbones/mobilenet_v2-224-avg-imagenet.tflite"
@@ -54,7 +54,7 @@ def stage(world, wheels, weights=None):
 
 def test_everything_that_a_node_needs_is_staged(world, wheels):
     stage(world, wheels)
-    notebooks = [path.name for path in find_notebooks()]
+    notebooks = [*(path.name for path in find_notebooks()), "apply.ipynb"]
     assert world.listing() == {
         "stage/bootstrap.sh",
         "stage/doctor.py",

@@ -37,15 +37,26 @@ def failed(world, state="FAILED", started=None):
 class TestRequests:
     def test_one_step_for_each_notebook_in_order(self):
         names = [it["Name"] for it in steps.requests(find_notebooks(), GIVEN)]
-        assert names == ["01_load", "02_featurize", "03_pick_k", "04_pca", "05_verify"]
+        assert names == [path.stem for path in find_notebooks()]
 
     def test_a_step_runs_one_notebook_by_the_launcher(self):
         values = {**GIVEN, "k": 50, "standardize": True}
         step = steps.requests(find_notebooks(), values)[2]["HadoopJarStep"]
         assert step["Jar"] == "command-runner.jar"
-        command = "/opt/fruits/bin/fruits run --data s3://photos/fruits --run-dir"
-        command += " s3://results/runs/1 -p k=50 -p standardize=True --only 03"
-        assert step["Args"] == command.split()
+        command = "/opt/fruits/bin/fruits run --run-dir s3://results/runs/1"
+        assert step["Args"] == f"{command} -p k=50 -p standardize=True --only 03".split()
+
+    def test_the_last_one_is_skipped_where_photographs_have_no_labels(self):
+        *_, last = steps.requests(find_notebooks(), GIVEN)
+        assert last["HadoopJarStep"]["Args"][-2:] == ["--from", "06"]  # `--only` would fail
+
+    def test_a_step_has_its_own_parameters_alone(self):
+        values = {**GIVEN, "k": 50, "weights": "random"}
+        first, second, *_ = steps.requests(find_notebooks(), values)
+        assert "s3://photos/fruits" in first["HadoopJarStep"]["Args"]
+        assert "weights=random" not in first["HadoopJarStep"]["Args"]
+        assert "weights=random" in second["HadoopJarStep"]["Args"]
+        assert "k=50" not in second["HadoopJarStep"]["Args"]
 
 
 class TestCheckRun:

@@ -1,8 +1,12 @@
 """Every image becomes features or a reject, exactly once, and the network runs once for it."""
 
+import hashlib
 import os
+import re
 import shutil
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,20 +14,21 @@ import pyarrow.dataset
 import pytest
 from PIL import Image
 from pipeline import write_features, write_index
+from pyspark.sql import functions as F
 
+from fruits_lib import batches
 from fruits_lib import featurize as stage
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
-from fruits_lib.runs import open_run
+from fruits_lib.runs import Run, open_run
 from fruits_lib.sample import GOOD, REJECTS
-from fruits_lib.session import settings
 from fruits_lib.udf import decode_image, featurizer, open_backbone
 
 REASONS = {
     "Test/Grape Blue/truncated.jpg": "damaged image: image file is truncated",
     "Training/Cherry 1/empty.jpg": "empty file",
-    "Training/mango_ripe/text.jpg": "not a JPEG or PNG image",
+    "Training/mango_ripe/text.jpg": "not an image",
 }
 
 
@@ -37,9 +42,8 @@ def photograph(path, number=0):
 
 
 def rows(run, name):
-    """How often each path stands in a table, below the data folder."""
-    paths = run.read_table(name).toPandas()["path"]
-    return Counter(paths.str.removeprefix(run.manifest()["load"]["data"] + "/"))
+    """How often each path stands in a table."""
+    return Counter(row.path for row in run.read_parquet(name).select("path").collect())
 
 
 def start(spark, folder, data, tiny):
@@ -92,6 +96,24 @@ def few(spark, tiny, tmp_path):
     return *start(spark, tmp_path / "run", tmp_path / "data", tiny), tmp_path / "data"
 
 
+@pytest.fixture(scope="module")
+def batched(spark, tiny, tmp_path_factory):
+    """Six photographs, featurized in three batches: (run folder, backbone)."""
+    folder = tmp_path_factory.mktemp("batched")
+    for number in range(6):
+        photograph(folder / f"data/label/{number}.png", number)
+    run, backbone = start(spark, folder / "run", folder / "data", tiny)
+    write_features(run, backbone, batch_size=2)
+    return folder / "run", backbone
+
+
+@pytest.fixture
+def copied(spark, batched, tmp_path):
+    """A copy of it, to damage: (run, backbone)."""
+    shutil.copytree(batched[0], tmp_path / "run")
+    return open_run(spark, str(tmp_path / "run")), batched[1]
+
+
 # --- one row per image --------------------------------------------------------------------------
 
 
@@ -119,7 +141,13 @@ def test_the_result_counts_what_the_run_holds(done):
 def test_the_schemas_are_the_contract(done):
     run = done[0]
     place = [("path", "string"), ("label", "string"), ("split", "string")]
-    features = [*place, ("features", "array<float>"), ("weights_sha256", "string")]
+    features = [
+        *place,
+        ("features", "array<float>"),
+        ("weights_sha256", "string"),
+        ("content_sha256", "string"),
+        ("truncated", "boolean"),
+    ]
     assert run.read_table("features").drop("batch_id").dtypes == features
     assert run.read_table("rejects").drop("batch_id").dtypes == [*place, ("reason", "string")]
 
@@ -141,13 +169,14 @@ def test_label_and_split_are_those_of_the_index(done):
 # --- features -----------------------------------------------------------------------------------
 
 
-def test_features_are_those_of_a_plain_loop(done):
+def test_features_are_those_of_a_plain_loop(done, sample):
     run, backbone, _, _ = done
     infer = open_backbone(backbone.content)
     for row in run.read_table("features").collect()[::5]:
-        with open(row.path.removeprefix("file:"), "rb") as file:
-            expected = infer(decode_image(file.read(), 32))
+        content = (sample / row.path).read_bytes()
+        expected = infer(decode_image(content, 32))
         np.testing.assert_array_equal(np.float32(row.features), expected)
+        assert row.content_sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_every_row_names_the_weights(done):
@@ -158,10 +187,8 @@ def test_every_row_names_the_weights(done):
 
 def test_the_network_sees_each_image_once(done):
     run, _, result, log = done
-    seen = Counter(noted(log, "image"))
-    filled = run.read_table("index").filter("length > 0").collect()
-    assert seen == Counter(row.path for row in filled)
-    assert result.computed == len(filled)
+    assert Counter(noted(log, "image")) == rows(run, "index")
+    assert result.computed == GOOD + REJECTS
 
 
 def test_workers_do_not_import_tensorflow(done):
@@ -172,8 +199,7 @@ def test_workers_get_few_images_at_a_time(spark, tiny, tmp_path, monkeypatch):
     for number in range(150):
         photograph(tmp_path / f"data/label/{number}.png")
     run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
-    one_task = {"spark.sql.files.openCostInBytes": "0", "spark.sql.files.minPartitionNum": "1"}
-    monkeypatch.setattr(stage, "file_partitions", lambda spark: settings(spark, one_task))
+    monkeypatch.setattr("fruits_lib.files.IMAGES_PER_TASK", 1000)  # all in one task
     result = write_features(run, backbone, featurizer=spied(tmp_path / "log"))
     assert result.features == 150
     assert noted(tmp_path / "log", "batch") == ["64", "64", "22"]
@@ -202,7 +228,9 @@ def test_too_many_rejects_fail_the_run_and_keep_what_was_computed(spark, sample,
     message = r"^2 of 86 images were rejected, 2\.3%, more than max_reject_ratio=0\.02: look at "
     with pytest.raises(FruitsError, match=message):
         write_features(run, backbone, max_reject_ratio=0.02)
-    assert run.read_table("features").count() == 84
+    with pytest.raises(FruitsError, match=r"run 02_featurize first \(2 of 86 images were rejected"):
+        run.read_table("features")  # what follows does not use it
+    assert rows(run, "features").total() == 84
     assert write_features(run, backbone, max_reject_ratio=0.03).computed == 0
 
 
@@ -214,6 +242,40 @@ def test_a_folder_of_rejects_alone_is_no_crash(spark, tiny, tmp_path):
     result = write_features(run, backbone, max_reject_ratio=1)
     assert (result.features, result.rejects) == (0, 2)
     assert run.read_table("features").dtypes[3] == ("features", "array<float>")
+
+
+UNREAD = {"absent": "No such file or directory", "a folder": "Is a directory"}
+
+
+@pytest.mark.parametrize("fault", UNREAD)
+def test_a_photograph_that_cannot_be_read_is_a_reject_until_it_can(few, fault):
+    run, backbone, data = few
+    path = data / "label/0.png"
+    content = path.read_bytes()
+    path.unlink()
+    if fault == "a folder":
+        path.mkdir()
+    result = write_features(run, backbone, max_reject_ratio=1)
+    assert (result.features, result.rejects) == (5, 1)
+    run = open_run(run.spark, run.uri)
+    assert stage.reject_reasons(run)["reason"][0] == f"cannot be read: {UNREAD[fault]}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.write_bytes(content)
+    result = write_features(run, backbone)
+    assert (result.features, result.rejects, result.computed) == (6, 0, 1)
+
+
+@pytest.mark.parametrize(("truncated", "features"), [("reject", 6), ("accept", 7)])
+def test_a_truncated_jpeg_is_rejected_or_accepted_and_counted(few, truncated, features):
+    run, backbone, data = few
+    Image.effect_noise((64, 64), 50).save(data / "label/cut.jpg")
+    content = (data / "label/cut.jpg").read_bytes()
+    (data / "label/cut.jpg").write_bytes(content[: len(content) // 2])
+    write_index(run, data)
+    result = write_features(run, backbone, max_reject_ratio=1, truncated=truncated)
+    assert (result.features, result.truncated) == (features, features - 6)
+    assert ("1 of them from truncated files" in str(result)) == (truncated == "accept")
+    assert run.manifest()["featurize"]["truncated"] == features - 6
 
 
 # --- again, and more ----------------------------------------------------------------------------
@@ -232,32 +294,12 @@ def test_new_images_alone_are_computed_however_old_their_files_are(few):
     run, backbone, data = few
     write_features(run, backbone)
     photograph(data / "label/old.png", 7)
-    long_ago = (data / "label/0.png").stat().st_mtime - 30 * 24 * 3600
-    os.utime(data / "label/old.png", (long_ago, long_ago))
+    os.utime(data / "label/old.png", (1, 1))
     (data / "label/empty.png").write_bytes(b"")
     write_index(run, data)
     result = write_features(run, backbone, max_reject_ratio=1)
-    assert result.computed == 1
+    assert (result.images, result.computed) == (8, 2)
     assert rows(run, "features") + rows(run, "rejects") == rows(run, "index")
-    assert result.images == 8
-
-
-def test_old_and_new_files_are_computed_in_one_run(few):
-    run, backbone, data = few
-    for number, path in enumerate(sorted((data / "label").iterdir())):
-        os.utime(path, (1e9 + number * 30 * 24 * 3600,) * 2)
-    shutil.rmtree(local(run, "index"))
-    write_index(run, data)
-    assert write_features(run, backbone, batch_size=1).features == 6
-
-
-def test_new_files_that_are_all_empty_are_no_crash(few):
-    run, backbone, data = few
-    write_features(run, backbone)
-    (data / "label/empty.png").write_bytes(b"")
-    write_index(run, data)
-    result = write_features(run, backbone, max_reject_ratio=1)
-    assert (result.features, result.rejects, result.computed) == (6, 1, 0)
 
 
 # --- failures -----------------------------------------------------------------------------------
@@ -265,21 +307,23 @@ def test_new_files_that_are_all_empty_are_no_crash(few):
 
 def test_a_run_killed_between_two_writes_of_a_batch_resumes(few, monkeypatch):
     run, backbone, _ = few
-    real = stage._write_rejects
+    real = batches.write_rejects
 
     def fail(run, batch_id, rejects):
         if batch_id == 1:
             raise OSError("disk full\nand more")
         real(run, batch_id, rejects)
 
-    message = r"^featurizing stopped \(OSError: disk full\): run it again, it resumes where it stop"
+    message = (
+        r"^02_featurize stopped \(OSError: disk full\): run it again, it goes on where it stop"
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_write_rejects", fail)
+        patch.setattr(batches, "write_rejects", fail)
         with pytest.raises(FruitsError, match=message) as caught:
             write_features(run, backbone, batch_size=2)
     assert "\n" not in str(caught.value)
-    assert rows(run, "features").total() == 4  # batches 0 and 1, of which 1 is not known as done
-    result = write_features(run, backbone, batch_size=3)  # replays batch 1 as it was
+    assert rows(run, "features").total() == 4  # batches 0 and 1, of which 1 is not complete
+    result = write_features(run, backbone, batch_size=3)
     assert result.computed == 4
     assert rows(run, "features") == rows(run, "index")
 
@@ -294,42 +338,97 @@ def test_a_run_whose_first_batch_lost_its_workers_resumes(few):
 
         return run_backbone
 
-    message = r"^featurizing stopped \(SparkException: Python worker exited unexpectedly"
+    message = r"^02_featurize stopped \(SparkException: Python worker exited unexpectedly"
     with pytest.raises(FruitsError, match=message):
         write_features(run, backbone, featurizer=killed)
     assert write_features(run, backbone).features == 6
 
 
-def test_without_its_checkpoint_a_run_is_refused(few):
-    run, backbone, _ = few
-    write_features(run, backbone)
-    shutil.rmtree(local(run, "checkpoint"))
-    message = r"/checkpoint is gone, .*: give another run_dir, or remove features/ and rejects/$"
-    with pytest.raises(FruitsError, match=message):
-        write_features(run, backbone)
-
-
-def test_features_that_were_removed_are_missed(few):
-    run, backbone, _ = few
-    write_features(run, backbone, batch_size=4)
+def remove_batch(run):
     shutil.rmtree(local(run, "features/batch_id=1"))
-    with pytest.raises(FruitsError, match=r"has features or rejects of 4 images, .* index has 6: "):
-        write_features(run, backbone)
 
 
-def test_images_that_no_index_lists_are_noticed(few):
-    run, backbone, data = few
-    photograph(data / "label/late.png")
-    with pytest.raises(FruitsError, match=r"of 7 images, .* index has 6: run 01_load again"):
-        write_features(run, backbone)
-    write_index(run, data)
+def remove_rejects(run):
+    shutil.rmtree(local(run, "rejects"))
+
+
+def double_batch(run):
+    for table in ("features", "rejects"):
+        shutil.copytree(local(run, f"{table}/batch_id=1"), local(run, f"{table}/batch_id=7"))
+
+
+def cut_file(run):
+    path = next(p for p in Path(local(run, "features/batch_id=1")).glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    path.with_name(f".{path.name}.crc").unlink()
+
+
+def uncommit(run):
+    Path(local(run, "features/batch_id=1/_SUCCESS")).unlink()
+
+
+def relabel(run):
+    edit(run, "label", "'pear'")
+
+
+def narrow(run):
+    edit(run, "features", "slice(features, 1, 3)")
+
+
+def spoil(run):
+    edit(run, "features", "transform(features, x -> float('nan'))")
+
+
+def edit(run, column, value):
+    """Change a column of batch 1."""
+    rows = run.read_parquet("features/batch_id=1").withColumn(column, F.expr(value))
+    rows.localCheckpoint().write.mode("overwrite").parquet(run.path("features/batch_id=1"))
+
+
+FAULTS = {  # what happened to a run of three batches -> photographs that are computed again
+    remove_batch: 2,
+    remove_rejects: 6,
+    double_batch: 0,
+    cut_file: (1, 2),
+    uncommit: 2,
+    relabel: 2,
+    narrow: 2,
+    spoil: 2,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_happened_to_the_features_02_mends_and_keeps_what_is_sound(copied, fault):
+    run, backbone = copied
+    before = {row.path: row.features for row in run.read_parquet("features").collect()}
+    fault(run)
+    result = write_features(run, backbone)
+    assert rows(run, "features") == rows(run, "index")
+    assert {row.path: row.features for row in run.read_parquet("features").collect()} == before
+    expected = FAULTS[fault]
+    assert result.computed in (expected if isinstance(expected, tuple) else (expected,))
+
+
+@pytest.mark.parametrize("moment", ["write_rejects", "delete"])
+def test_a_kill_while_rows_are_taken_away_loses_and_doubles_nothing(copied, monkeypatch, moment):
+    run, backbone = copied
+    double_batch(run)
+
+    def fail(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches if moment == "write_rejects" else Run, moment, fail)
+        with pytest.raises(FruitsError, match="killed"):
+            write_features(run, backbone)
     assert write_features(run, backbone).computed == 0
+    assert rows(run, "features") == rows(run, "index")
 
 
 def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
     run = open_run(spark, str(tmp_path))
     backbone = export_backbone(run, weights=str(tiny), input_size=32)
-    with pytest.raises(FruitsError, match=r"/index is missing: run the notebook that writes"):
+    with pytest.raises(FruitsError, match=r": run 01_load first \(its result is missing"):
         write_features(run, backbone)
 
 
@@ -342,6 +441,7 @@ def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
         ((1, 1.1), r"^max_reject_ratio=1\.1 is outside"),
         ((1, float("nan")), r"^max_reject_ratio=nan is outside"),
         ((1, 0.1, -1), r"^batch_size=-1 is below 0: choose 0 for 2,000 images per core$"),
+        ((1, 0.1, 0, "keep"), r"^truncated='keep' is not known: choose reject or accept$"),
     ],
 )
 def test_what_is_out_of_bounds_is_one_line(bounds, message):
@@ -362,15 +462,29 @@ def test_the_manifest_records_the_parameters_and_the_counts(done):
     assert recorded["max_pixels"] == 50_000_000
 
 
-def test_nothing_is_written_where_nobody_watches(few, capfd):
+def test_progress_counts_images_on_stdout(few, capsys):
     run, backbone, _ = few
-    write_features(run, backbone)
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
-
-
-def test_progress_counts_images_where_somebody_watches(few, capsys, monkeypatch):
-    run, backbone, _ = few
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     write_features(run, backbone, batch_size=3)
-    assert "6/6" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "6/6" in captured.out
+    assert captured.err == ""
+
+
+def test_progress_moves_before_the_first_batch_ends(spark, tiny, tmp_path, capsys, monkeypatch):
+    for number in range(40):
+        photograph(tmp_path / f"data/label/{number}.png")
+    run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
+    monkeypatch.setattr("fruits_lib.files.IMAGES_PER_TASK", 4)
+
+    def slow(*arguments):
+        run_backbone = featurizer(*arguments)
+
+        def wait(batches):
+            time.sleep(1.5)
+            yield from batches
+
+        return lambda batches: run_backbone(wait(batches))
+
+    write_features(run, backbone, featurizer=slow)
+    counts = {int(n) for n in re.findall(r"(\d+)/40", capsys.readouterr().out)}
+    assert counts - {0, 40}

@@ -1,56 +1,40 @@
-"""A tree of images becomes an index: every image, its label, its split, and nothing in silence."""
+"""01 writes an index of every photograph, and accounts for every other file."""
 
 import os
 import shutil
-from pathlib import Path
+import struct
+import unicodedata
+import zlib
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset
 import pytest
-from pipeline import write_index
+from PIL import Image, PngImagePlugin
+from pipeline import write_features, write_index
 from pyspark.sql import functions as F
 
+from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
-from fruits_lib.load import read_images, sample_images
+from fruits_lib.load import sample_paths, thumbnails
 from fruits_lib.runs import open_run
 
-ROOT = "photo graphs é 100% [x]{y}#+"  # every character that some layer could take for its own
-PLACES = {  # path below the root -> label, split
-    "Training/Apple Braeburn/321_100.jpg": ("Apple Braeburn", "Training"),  # 100x100 layout
-    "Test/Apple Braeburn/r_7_100.jpg": ("Apple Braeburn", "Test"),
-    "Training/apple_6/r0_103.jpg": ("apple_6", "Training"),  # original-size layout
-    "Validation/apple_6/r0_105.jpg": ("apple_6", "Validation"),
-    "no split/1.jpg": ("no split", None),
-    "Training/farm/field/Cocos/1.jpg": ("Cocos", "Training"),  # the label is the folder above
-    "Test/Training/Lemon/1.jpg": ("Lemon", "Training"),  # the nearest split counts
-    "old/Test/Lemon/1.jpg": ("Lemon", "Test"),
-    "training/Mango/1.jpg": ("Mango", None),  # letter case matters for splits
-    "case/a.JPG": ("case", None),
-    "case/b.JpEg": ("case", None),
-    "case/c.jpeg": ("case", None),
-    "case/d.PNG": ("case", None),
-    "case/e.png": ("case", None),
-    "Pêche 100%/café au%20lait.jpg": ("Pêche 100%", None),
-    "[a]{b}/q[1]?*.jpg": ("[a]{b}", None),
-    "a=b/x=1.png": ("a=b", None),
-    "c#d/e+f,g;h&i.jpg": ("c#d", None),
-    "back\\slash/'quoted\".jpg": ("back\\slash", None),
-    "😀/1.jpg": ("😀", None),
-    "empty/0 %+.jpg": ("empty", None),
-    "empty/1.jpg": ("empty", None),
-}
-LABELS = {label for label, _ in PLACES.values()}
-EMPTY = "empty/0 %+.jpg"
-SKIPPED = [
-    ".thumb.jpg",
-    "Training/Apple Braeburn/_2_100.JPG",
-    "Training/Apple Braeburn/._321_100.jpg",
-    "_raw/Lemon/1.png",
-    "_raw/.deeper/Lemon/1.png",
-    "case/.cache/x/y/z/deep.jpeg",
-    "only hidden/far/below/_1.jpg",
+ROOT = "photo graphs é 100% [x]{y}#+,:"  # every character that some layer could take for its own
+IMAGES = [
+    "Training/Apple Braeburn/321_100.jpg",
+    "Test/Apple Braeburn/r_7_100.jpg",
+    "case/b.JpEg",
+    "Pêche 100%/café au%20lait.jpg",
+    "[a]{b}/q[1]?*.jpg",
+    "a=b/x=1.png",
+    "c#d/e+f,g;h&i.jpg",
+    "colon/1:2.jpg",
+    "back\\slash/'quoted\".jpg",
+    "😀/1.jpg",
+    "flat.jpg",
+    "empty/0 %+.jpg",
 ]
-OTHERS = ["labels.csv", "case/a.txt", "case/jpg", "case/a.jpg.bak", ".git/config", "case/_SUCCESS"]
+ASIDE = ["labels.csv", "case/a.txt", ".git/config", "case/_2.jpg"]
 
 
 def plant(root, *names):
@@ -62,30 +46,28 @@ def plant(root, *names):
     return root
 
 
+def photograph(path, colour=(9, 99, 200), size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
 def index_of(run):
-    """The index as pandas, by path below the data folder."""
-    table = run.read_table("index").toPandas()
-    data = run.manifest()["load"]["data"]
-    return table.assign(name=table["path"].str.removeprefix(data + "/")).set_index("name")
+    return open_run(run.spark, run.uri).read_table("index").toPandas().set_index("path")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    root = plant(tmp_path_factory.mktemp("tree") / ROOT, *PLACES, *SKIPPED, *OTHERS)
-    (root / EMPTY).write_bytes(b"")
+    root = plant(tmp_path_factory.mktemp("tree") / ROOT, *IMAGES, *ASIDE)
+    (root / "empty/0 %+.jpg").write_bytes(b"")
     return root
 
 
 @pytest.fixture(scope="module")
 def indexed(spark, tree, tmp_path_factory):
     """Index of the tree: (run, what write_index returned)."""
-    run = open_run(spark, str(tmp_path_factory.mktemp("run of tree")))
-    return run, write_index(run, str(tree))
-
-
-@pytest.fixture(scope="module")
-def table(indexed):
-    return index_of(indexed[0])
+    run = open_run(spark, str(tmp_path_factory.mktemp("run of tree [*]")))
+    index = write_index(run, str(tree))
+    return open_run(spark, run.uri), index
 
 
 @pytest.fixture
@@ -96,34 +78,20 @@ def run(spark, tmp_path):
 # --- the index ----------------------------------------------------------------------------------
 
 
-def test_indexes_exactly_the_images(table):
-    assert sorted(table.index) == sorted(PLACES)
-
-
-@pytest.mark.parametrize("name", PLACES)
-def test_label_and_split_come_from_the_path(table, name):
-    assert (table.loc[name, "label"], table.loc[name, "split"]) == PLACES[name]
-
-
-def test_paths_are_as_hadoop_writes_them(table, tree):
-    assert set(table["path"]) == {f"file:{tree}/{name}" for name in PLACES}
+def test_paths_are_those_below_the_data_folder(indexed):
+    assert sorted(index_of(indexed[0]).index) == sorted(IMAGES)
 
 
 def test_lengths_and_times_are_those_of_the_files(indexed, tree):
     index = indexed[0].read_table("index")
     rows = index.select("path", "length", F.unix_millis("modification_time").alias("time"))
     for row in rows.collect():
-        stat = Path(row.path.removeprefix("file:")).stat()
+        stat = (tree / row.path).stat()
         assert (row.length, row.time) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
 
 
-def test_an_empty_file_is_indexed(table):
-    assert table.loc[EMPTY, "length"] == 0
-
-
 def test_the_schema_is_the_contract(indexed):
-    run, _ = indexed
-    assert [(name, kind) for name, kind in run.read_table("index").dtypes] == [
+    assert indexed[0].read_table("index").dtypes == [
         ("path", "string"),
         ("label", "string"),
         ("split", "string"),
@@ -132,89 +100,70 @@ def test_the_schema_is_the_contract(indexed):
     ]
 
 
-def test_pyarrow_reads_the_index(indexed):
-    run, _ = indexed
-    index = pyarrow.dataset.dataset(run.path("index").removeprefix("file:"))
-    assert index.count_rows() == len(PLACES)
+@pytest.mark.parametrize(("table", "rows"), [("index", len(IMAGES)), ("set_aside", len(ASIDE))])
+def test_pyarrow_reads_the_tables(indexed, table, rows):
+    folder = indexed[0].path(table).removeprefix("file:")
+    assert pyarrow.dataset.dataset(folder).count_rows() == rows
 
 
-def test_counts_images_that_spark_skips(indexed):
-    assert indexed[1].skipped == len(SKIPPED)
+def test_every_file_is_accounted_for_in_the_text(indexed):
+    assert str(indexed[1]).splitlines() == [
+        "16 files = 12 images of 10 labels + 4 set aside",
+        "set aside, hidden: its name or a folder's begins with . or _: 1 no extension, 1 .jpg",
+        "set aside, not an image: 1 .csv, 1 .txt",
+        "1 images have no label: no folder is named after one. Features and components need none",
+    ]
 
 
-def test_says_what_was_found_and_skipped(indexed):
-    first = str(indexed[1]).splitlines()[0]
-    assert first == "22 images of 14 labels, 7 skipped (names that begin with _ or .)"
-
-
-def test_the_manifest_records_the_data_and_the_counts(indexed, tree):
+def test_every_file_is_accounted_for_in_the_manifest(indexed, tree):
     recorded = indexed[0].manifest()["load"]
-    del recorded["finished"], recorded["seconds"]
-    expected = {"data": f"file:{tree}", "images": 22, "labels": 14, "skipped": 7}
-    assert recorded == expected
+    assert (recorded["data"], recorded["files"], recorded["images"]) == (f"file:{tree}", 16, 12)
+    assert sum(entry["files"] for entry in recorded["set_aside"]) == 4
 
 
-# --- batch and stream ---------------------------------------------------------------------------
+def test_two_unicode_forms_of_a_label_are_one_and_said(run, tmp_path):
+    forms = [unicodedata.normalize(form, "Pêche") for form in ("NFC", "NFD")]
+    for form in forms:
+        plant(tmp_path / "data", f"{form}/1.jpg", f"{form}/2.jpg")
+    index = write_index(run, tmp_path / "data")
+    assert str(index).splitlines() == [
+        "4 files = 4 images of 1 label + 0 set aside",
+        "1 labels were put into Unicode's form NFC",
+    ]
 
 
-def test_a_batch_reads_the_bytes(spark, tree):
-    rows = read_images(open_run(spark, data=str(tree))).select("path", "content").collect()
-    content = {row.path.removeprefix(f"file:{tree}/"): bytes(row.content) for row in rows}
-    assert content == {name: name.encode() for name in PLACES if name != EMPTY}
-
-
-def test_a_stream_gives_the_rows_of_a_batch(spark, tree):
-    stream = read_images(open_run(spark, data=str(tree)), stream=True)
-    query = stream.writeStream.format("memory").queryName("streamed").trigger(availableNow=True)
-    query.start().awaitTermination()
-    batch = read_images(open_run(spark, data=str(tree)))
-    assert sorted(spark.table("streamed").collect()) == sorted(batch.collect())
+def test_a_flat_folder_has_no_labels_and_says_so(run, tmp_path):
+    index = write_index(run, plant(tmp_path / "data", "1.jpg", "2.jpg"))
+    assert str(index).splitlines() == [
+        "2 files = 2 images + 0 set aside",
+        "2 images have no label: no folder is named after one. Features and components need none",
+    ]
 
 
 @pytest.mark.parametrize("ending", ["", "/"])
 @pytest.mark.parametrize("scheme", ["", "file:", "file://"])
-def test_a_folder_may_be_a_path_or_a_uri(spark, tree, scheme, ending):
-    found = read_images(open_run(spark, data=f"{scheme}{tree}{ending}")).select(
-        "path", "label", "split"
-    )
-    assert found.filter("label = 'apple_6'").count() == 2
-
-
-def test_a_split_folder_may_be_the_root(spark, tree):
-    rows = read_images(open_run(spark, data=f"{tree}/Training")).select("label", "split").collect()
-    assert {(row.label, row.split) for row in rows} == {
-        ("Apple Braeburn", "Training"),
-        ("apple_6", "Training"),
-        ("Cocos", "Training"),
-    }
-
-
-def test_a_root_whose_name_begins_with_an_underscore_is_read(run, tmp_path):
-    plant(tmp_path / "_raw", "apple/1.jpg")
-    assert write_index(run, str(tmp_path / "_raw")).images == 1
+def test_a_folder_may_be_a_path_or_a_uri(run, tree, scheme, ending):
+    assert write_index(run, f"{scheme}{tree}{ending}").images == len(IMAGES)
 
 
 # --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("files", "data", "message"),
+    ("names", "data", "message"),
     [
         ([], "absent", r"/absent does not exist: give a folder"),
-        (["a/1.jpg"], "a/1.jpg", r"/a/1\.jpg is a file: give the folder above"),
-        ([], "", r" holds no image \(0 skipped, .*: give a folder with"),
-        (["a/1.txt", "a/_1.jpg"], "", r" holds no image \(1 skipped, "),
-        (["a/1.jpg", "2.jpg"], "", r"^1 images have no label folder, .*/2\.jpg: put "),
-        (["Training/1.jpg", "Test/a/1.jpg"], "", r"^1 images have no label folder, .*/Training/1"),
-        (["a/1:2.jpg", "a:b/1.jpg"], "", r"^1 images have a colon .*/a/1:2\.jpg: rename them$"),
+        (["a/1.jpg"], "a/1.jpg", r"/a/1\.jpg is a file: give the folder"),
+        ([], "", r" holds no image among 0 files: give a folder that holds photographs$"),
+        (["a/1.txt", "a/_1.jpg"], "", r" holds no image among 2 files: "),
     ],
-    ids=["missing", "file", "empty", "hidden only", "in the root", "in a split", "colon"],
+    ids=["missing", "file", "empty", "others only"],
 )
-def test_what_cannot_be_indexed_is_one_line(run, tmp_path, files, data, message):
-    root = plant(tmp_path / "data", *files)
+def test_what_cannot_be_indexed_is_one_line(run, tmp_path, names, data, message):
+    root = plant(tmp_path / "data", *names)
     root.mkdir(exist_ok=True)
     with pytest.raises(FruitsError, match=message) as caught:
-        write_index(run, str(root / data))
+        write_index(run, f"{root}/{data}")
     assert "\n" not in str(caught.value)
     assert not run.exists("index")
 
@@ -223,84 +172,170 @@ def test_what_cannot_be_indexed_is_one_line(run, tmp_path, files, data, message)
 
 
 @pytest.fixture(scope="module")
-def three(spark, tmp_path_factory):
-    """An index of three images, and its data folder: (run folder, data folder)."""
+def three(spark, tiny, tmp_path_factory):
+    """Features of three photographs and a reject, and their folder: (run folder, data folder)."""
     folder = tmp_path_factory.mktemp("three")
-    root = plant(folder / "data", "a/1.jpg", "a/2.jpg", "b/3.jpg")
-    write_index(open_run(spark, str(folder / "run")), root)
+    for number in range(3):
+        photograph(folder / f"data/a/{number}.png", (number, 2, 3))
+    plant(folder / "data", "a/text.png")
+    run = open_run(spark, str(folder / "run"))
+    write_index(run, folder / "data")
+    backbone = export_backbone(run, weights=str(tiny), input_size=32)
+    write_features(run, backbone, max_reject_ratio=1, batch_size=2)
     return folder
 
 
 @pytest.fixture
-def known(spark, three):
-    """The run with three images, and its data folder, to change; put back after."""
-    copy = three.with_name("copy of three")
-    shutil.copytree(three, copy)
-    yield open_run(spark, str(three / "run")), three / "data"
-    shutil.rmtree(three)
-    copy.rename(three)  # times and all
+def known(spark, three, tmp_path):
+    """A copy of it, to change: (run, data folder)."""
+    shutil.copytree(three, tmp_path / "copy")
+    data = tmp_path / "copy/data"
+    run = open_run(spark, str(tmp_path / "copy/run"))
+    write_index(run, data)
+    return run, data
+
+
+def compute(run, tiny):
+    backbone = export_backbone(run, weights=str(tiny), input_size=32)
+    return write_features(run, backbone, max_reject_ratio=1)
 
 
 def longer(data):
-    (data / "a/2.jpg").write_text("another image")
+    photograph(data / "a/1.png", (1, 2, 3), (9, 99))
 
 
-def touched(data):
-    os.utime(data / "a/2.jpg", (1, 1))
+def other_pixels(data):
+    size = (data / "a/1.png").stat().st_size
+    photograph(data / "a/1.png", (1, 2, 4))
+    assert (data / "a/1.png").stat().st_size == size
+    os.utime(data / "a/1.png", (1, 1))
 
 
 def removed(data):
-    (data / "a/2.jpg").unlink()
+    (data / "a/1.png").unlink()
 
 
-@pytest.mark.parametrize("change", [longer, touched, removed])
-def test_a_changed_image_is_refused_and_the_index_stays(known, change):
+@pytest.mark.parametrize("change", [longer, other_pixels, removed])
+def test_a_photograph_that_changed_is_refused_and_the_index_stays(known, change):
     run, data = known
     before = index_of(run)
     change(data)
-    message = r"^1 images have changed or disappeared since .*/a/2\.jpg: give another run_dir$"
+    message = r"^1 photographs are gone or have changed since .* example a/1\.png: set overwrite=Tr"
     with pytest.raises(FruitsError, match=message):
-        write_index(run, str(data))
+        write_index(run, data)
     pd.testing.assert_frame_equal(index_of(run), before)
 
 
-def test_other_data_are_refused(known, tree):
-    run, _ = known
-    with pytest.raises(FruitsError, match=r"^3 images have changed or disappeared "):
-        write_index(run, str(tree))
-
-
-def test_new_images_are_added(known):
+@pytest.mark.parametrize(("change", "computed"), [(longer, 1), (other_pixels, 1), (removed, 0)])
+def test_overwrite_drops_the_rows_of_what_changed_and_no_others(known, tiny, change, computed):
     run, data = known
-    plant(data, "c/4.jpg")
-    assert write_index(run, str(data)).images == 4
-    assert sorted(index_of(run).index) == ["a/1.jpg", "a/2.jpg", "b/3.jpg", "c/4.jpg"]
+    change(data)
+    index = write_index(run, data, overwrite=True)
+    assert index.dropped == 1
+    assert "1 images are gone or have changed: their features went" in str(index)
+    result = compute(run, tiny)
+    assert result.computed == computed
+    assert result.features + result.rejects == index.images
+
+
+def test_a_moved_or_copied_folder_goes_on(known, tiny, tmp_path):
+    run, data = known
+    shutil.copytree(data, tmp_path / "moved", copy_function=shutil.copy)  # with new times
+    for file in (tmp_path / "moved/a").iterdir():
+        os.utime(file, (5, 5))
+    shutil.rmtree(data)
+    assert write_index(run, tmp_path / "moved").dropped == 0
+    result = compute(run, tiny)
+    assert (result.features, result.rejects) == (3, 1)
+    assert result.computed <= 1  # the reject, of which nothing is known
+
+
+def test_a_reject_that_was_repaired_is_computed_without_a_question(known, tiny):
+    run, data = known
+    photograph(data / "a/text.png")
+    assert write_index(run, data).dropped == 0
+    result = compute(run, tiny)
+    assert (result.features, result.rejects, result.computed) == (4, 0, 1)
+
+
+def damage(folder):
+    file = next(folder.rglob("part-*.parquet"))
+    file.write_bytes(file.read_bytes()[:-50])
+    file.with_name(f".{file.name}.crc").unlink()
+
+
+def test_damaged_features_are_no_hindrance_and_computed_again(known, tiny):
+    run, data = known
+    damage(data.parent / "run/features")
+    write_index(run, data)
+    result = compute(run, tiny)
+    assert (result.features, result.rejects) == (3, 1)
+    assert result.computed in (1, 2)  # the rows of one file
+
+
+def test_a_damaged_index_is_one_line_with_the_way_out(known):
+    run, data = known
+    damage(data.parent / "run/index")
+    message = r"^the look at the old index stopped \(.+\): remove index/ and run it again$"
+    with pytest.raises(FruitsError, match=message):
+        write_index(run, data)
+    shutil.rmtree(data.parent / "run/index")
+    assert write_index(run, data).images == 4
+
+
+def test_other_photographs_are_refused(known, tree):
+    with pytest.raises(FruitsError, match=r"^3 photographs are gone or have changed "):
+        write_index(known[0], tree)
+
+
+def test_new_photographs_are_added(known, tiny):
+    run, data = known
+    photograph(data / "b/4.png")
+    assert write_index(run, data).images == 5
+    assert compute(run, tiny).computed == 1
 
 
 def test_an_index_that_was_half_written_is_written_again(known):
     run, data = known
     for file in (data.parent / "run/index").glob("*"):
         file.unlink()
-    (data.parent / "run/index/_temporary").mkdir()
-    assert write_index(run, str(data)).images == 3
+    assert write_index(run, data).images == 4
 
 
 # --- pictures to look at ------------------------------------------------------------------------
 
 
-def test_a_few_images_of_each_label_are_read(indexed):
-    run, _ = indexed
-    few = sample_images(run, per_label=1, labels=100)
-    assert list(few["label"]) == sorted(LABELS)
-    for row in few.itertuples():
-        assert row.path.endswith("/" + bytes(row.content).decode())
+def test_thumbnails_are_the_decoders_own_small_pixels(known):
+    run, _ = known
+    table = thumbnails(open_run(run.spark, run.uri), ["a/2.png", "a/text.png", "a/0.png"], size=4)
+    assert list(table["path"]) == ["a/2.png", "a/text.png", "a/0.png"]
+    np.testing.assert_array_equal(table["pixels"][0], np.full((4, 4, 3), (2, 2, 3)))
+    assert table["pixels"][1] is None
+    assert list(table["reason"]) == [None, "not an image", None]
+    assert list(table["label"]) == ["a", "a", "a"]
 
 
-def test_the_same_images_are_looked_at_every_time(indexed):
-    run, _ = indexed
-    few = sample_images(run, per_label=2, labels=2)
-    assert [path.rsplit("/", 1)[1] for path in few["path"]] == [
-        "r_7_100.jpg",
-        "321_100.jpg",
-        "1.jpg",
-    ]
+def test_no_photograph_stops_the_pictures(run, tmp_path):
+    data, text = tmp_path / "data", PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 5_000_000, zip=True)
+    photograph(data / "a/good.png")
+    Image.new("L", (8, 8)).save(data / "a/text.png", pnginfo=text)
+    header = (data / "a/good.png").read_bytes()
+    side = struct.pack(">I", 30_000)
+    bomb = header[:16] + side + side + header[24:29]
+    bomb += struct.pack(">I", zlib.crc32(bomb[12:29])) + header[33:]
+    (data / "a/bomb.png").write_bytes(bomb)
+    (data / "a/header.png").write_bytes(header[:20] + b"????" + header[24:])
+    write_index(run, data)
+    run = open_run(run.spark, run.uri)
+    table = thumbnails(run, sample_paths(run))
+    reasons = dict(zip(table["path"], table["reason"], strict=True))
+    assert reasons["a/good.png"] is None
+    assert reasons["a/bomb.png"] == "more than 178956970 pixels"
+    assert reasons["a/text.png"].startswith("damaged image: ")
+    assert reasons["a/header.png"].startswith("damaged image: ")
+
+
+def test_the_first_photographs_of_each_label_are_looked_at(indexed):
+    paths = sample_paths(indexed[0], per_label=1, labels=3)
+    assert paths == ["flat.jpg", "Test/Apple Braeburn/r_7_100.jpg", "Pêche 100%/café au%20lait.jpg"]

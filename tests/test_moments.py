@@ -84,3 +84,12 @@ def test_too_wide(spark, tmp_path):
     with pytest.raises(FruitsError) as error:
         statistics.compute(frame(spark, np.zeros((2, 62_720)), tmp_path))
     assert_one_line(error, "62,720", "16,384", "pool")
+
+
+def test_a_damaged_file_is_one_line_with_the_way_out(spark, table, tmp_path):
+    features, file = frame(spark, table, tmp_path), tmp_path / "part.parquet"
+    file.write_bytes(file.read_bytes()[:-50])
+    message = r"^the pass over the features stopped \(.+\): run 02_featurize again"
+    with pytest.raises(FruitsError, match=message) as caught:
+        statistics.compute(features)
+    assert_one_line(caught)

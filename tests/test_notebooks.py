@@ -9,6 +9,8 @@ import nbformat
 import papermill
 import pytest
 
+from fruits_lib.stages import STAGES
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -20,9 +22,9 @@ def code_cells(path):
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
-def test_there_are_five_notebooks_in_order():
+def test_the_notebooks_are_numbered_in_order_and_one_applies_a_run():
     names = [path.stem for path in NOTEBOOKS]
-    assert names == ["01_load", "02_featurize", "03_pick_k", "04_pca", "05_verify"]
+    assert names == [*(stage for stage in STAGES.values() if stage != "apply"), "apply"]
 
 
 @each_notebook

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,3 +218,16 @@ def test_model_works_where_fruits_lib_is_not(features, moments, tmp_path):
     arguments = [str(tmp_path / "model"), parquet, str(tmp_path / "scores.npy")]
     subprocess.run([sys.executable, "-c", STRANGER, *arguments], check=True, cwd=tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), spark_scores(model, features))
+
+
+def test_fewer_images_than_features_are_a_warning():
+    few = pca.Spectrum(2, np.zeros(5), np.ones(5), np.ones(5), np.ones(5))
+    size, warning = str(few).splitlines()
+    assert size == "2 images x 5 features"
+    assert warning.startswith("Warning: 2 photographs for 5 features: ")
+    assert str(replace(few, n=6)) == "6 images x 5 features"
+
+
+def test_a_spectrum_of_one_split_says_so():
+    of_split = pca.Spectrum(6, np.zeros(5), np.ones(5), np.ones(5), np.ones(5), "Training")
+    assert str(of_split) == "6 images of Training alone x 5 features"

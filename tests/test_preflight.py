@@ -3,10 +3,13 @@
 import contextlib
 import http.server
 import json
+import resource
 import socket
 import threading
+import time
 
 import pytest
+from botocore.config import Config
 
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
@@ -39,6 +42,29 @@ def test_a_good_bucket_passes_and_nothing_is_left_in_it(bucket):
     preflight(bucket.uri("photographs"), bucket.uri("run"), bucket.uri("photographs/Lemon/1.jpg"))
     assert list(bucket.listing()) == ["photographs/Lemon/1.jpg"]
     assert "Uploads" not in bucket.client.list_multipart_uploads(Bucket=bucket.name)
+
+
+def test_where_results_go_elsewhere_the_run_is_only_read(bucket, tmp_path):
+    bucket.put("run/manifest.json", b"{}")
+    preflight(run_dir=bucket.uri("run"), to=str(tmp_path / "to"))
+    preflight(run_dir=str(tmp_path / "run"), to=bucket.uri("to"))
+    assert list(bucket.listing()) == ["run/manifest.json"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_not_there(bucket, tmp_path):
+    line = refused(run_dir=bucket.uri("run"), to=str(tmp_path / "to"))
+    assert "holds no manifest.json: give a run's folder" in line
+
+
+def test_a_place_for_results_that_does_not_exist(bucket, tmp_path):
+    line = refused(run_dir=str(tmp_path), to="s3://fruits-none/to")
+    assert line.startswith("to=s3://fruits-none/to: there is no bucket fruits-none")
+
+
+@pytest.mark.parametrize(("run_dir", "to"), [("a/run", "a/run/"), ("a", "a/to"), ("a/run", "a")])
+def test_results_in_the_run_that_is_applied(run_dir, to):
+    assert "results must not mix with the run that is applied" in refused(run_dir=run_dir, to=to)
 
 
 def test_a_whole_bucket_of_photographs_passes(bucket):
@@ -143,20 +169,38 @@ def test_weights_that_may_not_be_read(real, bucket, monkeypatch):
     assert "infrastructure.yaml" in refused(weights=bucket.uri("weights.tflite"))
 
 
-def test_a_server_that_is_away(keys, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "http://127.0.0.1:9 does not answer" in refused(data="s3://b/photographs")
+@pytest.fixture
+def waits(keys, monkeypatch):
+    """The seconds that botocore would wait between its attempts; here it does not."""
+    waits, ours, sleep = [], threading.current_thread(), time.sleep
+
+    def skip(seconds):  # `time` is everybody's: other threads of this process sleep on
+        waits.append(seconds) if threading.current_thread() is ours else sleep(seconds)
+
+    monkeypatch.setattr("botocore.endpoint.time.sleep", skip)
+    return waits
 
 
-def test_a_name_that_no_host_has(keys, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://fruits.invalid")
-    assert "http://fruits.invalid does not answer" in refused(data="s3://b/photographs")
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://fruits.invalid"])
+def test_where_nobody_listens_is_named_in_half_a_minute(endpoint, waits, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert f"{endpoint} does not answer" in refused(data="s3://b/photographs")
+    assert sum(waits) < 30
+    assert len(waits) == aws.RETRIES.retries["total_max_attempts"] - 1
 
 
-def test_a_server_that_hangs(keys, monkeypatch):
+def test_a_server_that_hangs(waits, monkeypatch):
+    brief = aws.PREFLIGHT.merge(Config(read_timeout=0.1))
+    monkeypatch.setattr(aws, "PREFLIGHT", brief)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "does not answer" in refused(data="s3://b/photographs")
+
+
+def test_ten_attempts_of_two_seconds_name_a_server_that_hangs():
+    attempts = aws.PREFLIGHT.retries["total_max_attempts"]
+    assert attempts * max(aws.PREFLIGHT.connect_timeout, aws.PREFLIGHT.read_timeout) <= 20
+    assert 6 * 0.1**attempts < 1e-6  # six requests, one of ten connections reset
 
 
 @contextlib.contextmanager
@@ -167,11 +211,15 @@ def answering(*answers):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+            if not status:
+                return
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+
+        do_POST = do_DELETE = do_GET
 
         def log_message(self, *_):
             pass
@@ -194,13 +242,61 @@ def test_a_region_that_only_the_answer_tells(keys, monkeypatch):
         assert "set AWS_REGION=eu-north-1" in refused(data="s3://b/photographs")
 
 
-def test_a_busy_server_is_asked_again(keys, monkeypatch):
-    with answering(*[BUSY] * 3, (200, {}, LISTING)) as endpoint:
+LOST = (None, {}, b"")  # the connection is closed without an answer
+
+
+@pytest.mark.parametrize("failure", [LOST, BUSY], ids=["closed", "busy"])
+def test_as_patient_as_the_work(failure, waits, monkeypatch):
+    with answering(*[failure] * 9, (200, {}, LISTING)) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         preflight(data="s3://b/photographs")
 
 
-def test_a_server_that_stays_busy(keys, monkeypatch):
+def test_an_upload_that_was_aborted_though_the_answer_was_lost(waits, monkeypatch):
+    begun = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+    gone = b"<Error><Code>NoSuchUpload</Code><Message>Not there.</Message></Error>"
+    with answering((200, {}, begun), LOST, (404, {}, gone)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        preflight(run_dir="s3://b/run")
+
+
+def test_a_server_that_stays_busy(waits, monkeypatch):
     with answering(BUSY) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert "SlowDown" in refused(data="s3://b/photographs")
+
+
+class TestARunFolderHere:
+    @pytest.fixture(autouse=True)
+    def own_spark(self, monkeypatch):
+        for name in ("SPARK_HOME", "PYSPARK_SUBMIT_ARGS"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_is_made_and_left_empty(self, tmp_path):
+        preflight(run_dir=f"file:{tmp_path}/new/run")
+        assert list((tmp_path / "new/run").iterdir()) == []
+
+    def test_that_is_a_file(self, tmp_path):
+        (tmp_path / "run").write_text("x")
+        assert "run cannot be written (File exists)" in refused(run_dir=f"{tmp_path}/run")
+
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        assert "cannot be written (Not a directory)" in refused(run_dir=f"{tmp_path}/file/run")
+
+    def test_where_nothing_can_be_made(self):
+        assert "run_dir=/proc/run cannot be written" in refused(run_dir="/proc/run")
+
+    def test_without_room_for_a_small_file(self, tmp_path):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            assert "cannot be written (File too large)" in refused(run_dir=f"{tmp_path}/run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list((tmp_path / "run").iterdir()) == []
+
+    def test_of_another_spark_is_its_own_affair(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SPARK_HOME", "/usr/lib/spark")
+        preflight(run_dir=f"{tmp_path}/run")
+        assert not (tmp_path / "run").exists()

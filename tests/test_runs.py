@@ -6,16 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from fruits_lib.environment import environment
 from fruits_lib.errors import FruitsError
-from fruits_lib.runs import (
-    Run,
-    environment,
-    open_run,
-    read_bytes,
-    read_manifest,
-    scratch_folder,
-    write_bytes,
-)
+from fruits_lib.runs import Run, open_run, read_bytes, read_manifest, scratch_folder, write_bytes
+from fruits_lib.stages import STAGES, needed
 
 ODD_NAMES = ["plain", "with space", "100%", "%20", "Pêche", "a#b", "a+b", "[x]{y}", "a:b"]
 
@@ -57,6 +51,17 @@ def test_exists_tells_files_and_folders_from_nothing(run):
     assert not run.exists("folder/other")
 
 
+@pytest.mark.parametrize("name", [*ODD_NAMES, "a,b", "a*b?", "x y/"])
+def test_tables_and_files_come_back_from_a_run_folder_of_any_name(spark, tmp_path, name):
+    (tmp_path / "abcb").mkdir()  # which a pattern would match too
+    run = open_run(spark, f"{tmp_path}/{name}")
+    with run.step("load") as entry:
+        spark.range(3).selectExpr("string(id) as path").write.parquet(run.path("index"))
+        entry.update(files=3)
+    assert run.read_table("index").count() == 3
+    assert open_run(spark, f"{tmp_path}/{name}").require("load")["files"] == 3
+
+
 @pytest.mark.parametrize("ending", ["", "/", "//"])
 def test_the_uri_is_qualified_and_has_no_slash_at_its_end(spark, tmp_path, ending):
     assert open_run(spark, f"{tmp_path}{ending}").uri == f"file:{tmp_path}"
@@ -76,9 +81,14 @@ def test_a_new_run_has_a_manifest(run):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created"])
 
 
+def record(run, stage, **entries):
+    with run.step(stage) as entry:
+        entry.update({"files": 1, **entries})
+
+
 def test_the_manifest_keeps_every_stage(run):
-    run.record("load", data="file:/Pêche 100%", images=3)
-    run.record("featurize", seconds=1.5)
+    record(run, "load", data="file:/Pêche 100%", images=3)
+    record(run, "featurize", seconds=1.5)
     manifest = run.manifest()
     assert manifest["load"]["data"] == "file:/Pêche 100%"
     assert manifest["load"]["images"] == 3
@@ -86,14 +96,87 @@ def test_the_manifest_keeps_every_stage(run):
     assert manifest["featurize"]["finished"] >= manifest["load"]["finished"]
 
 
-def test_a_stage_that_runs_again_replaces_its_record(run):
-    run.record("load", images=3, skipped=1)
-    run.record("load", images=4)
-    assert run.manifest()["load"].keys() == {"images", "seconds", "finished"}
+def test_a_stage_that_runs_voids_itself_and_what_was_made_from_it(run):
+    for stage in reversed(STAGES):
+        for each in STAGES:
+            record(run, each, old=True)
+        with pytest.raises(KeyError), run.step(stage):
+            raise KeyError  # as if it were killed
+        # Whatever is written, the scores of another run's model do not stay.
+        void = {"apply", *(later for later in STAGES if stage in (later, *needed(later)))}
+        assert set(STAGES) & run.manifest().keys() == set(STAGES) - void
+
+
+def test_neither_the_proof_nor_the_labels_void_each_other(run):
+    for each in STAGES:
+        record(run, each)
+    run.void("classify")
+    assert "verify" in run.manifest()
+    run.void("verify")
+    assert set(STAGES) & run.manifest().keys() == set(STAGES) - {"classify", "verify", "apply"}
+
+
+def test_a_stage_needs_those_before_it(run):
+    record(run, "load")
+    message = r"run 02_featurize first \(its result is missing or was made from an older one\)$"
+    with pytest.raises(FruitsError, match=message):
+        record(run, "pick_k")
+
+
+def test_a_stage_that_refused_its_result_is_not_used(run):
+    record(run, "load", error="too many rejects")
+    with pytest.raises(FruitsError, match=r"run 01_load first \(too many rejects\)$"):
+        record(run, "featurize")
+
+
+@pytest.mark.parametrize("stage", ["load", "featurize", "pick_k", "pca"])
+def test_a_finished_run_is_replaced_only_with_overwrite(run, spark, stage):
+    for each in STAGES:
+        record(run, each, passed=2, checks=[{}, {}])
+    with pytest.raises(FruitsError, match=r"^run_dir=.* holds a run finished .*overwrite=True"):
+        open_run(spark, run.uri, stage=stage)
+    assert open_run(spark, run.uri, stage=stage, overwrite=True) == run
+    open_run(spark, run.uri, stage="verify")
+
+
+def test_a_verified_run_may_get_the_labels_that_it_has_not(run, spark):
+    for each in (*needed("verify"), "verify"):
+        record(run, each, passed=2, checks=[{}, {}])
+    open_run(spark, run.uri, stage="classify")
+
+
+def test_a_run_that_failed_its_checks_may_be_continued(run, spark):
+    for each in STAGES:
+        record(run, each, passed=1, checks=[{}, {}])
+    open_run(spark, run.uri, stage="pick_k")
+
+
+def test_a_run_of_an_older_version_is_refused_in_one_line(run, spark):
+    run.write_bytes("manifest.json", json.dumps({"load": {"images": 3}}).encode())
+    with pytest.raises(FruitsError, match=r"older version .*: give another run_dir$"):
+        open_run(spark, run.uri)
+
+
+def test_a_damaged_manifest_is_one_line(run, spark):
+    run.write_bytes("manifest.json", b'{"load": {')
+    with pytest.raises(FruitsError, match=r"manifest\.json is not JSON: remove it and run from 01"):
+        open_run(spark, run.uri)
+
+
+def test_what_spark_raises_in_a_stage_is_one_line(run, spark):
+    message = r"^01_load stopped \(.+\): run it again"
+    with pytest.raises(FruitsError, match=message) as caught, run.step("load"):
+        spark.read.parquet(run.path("absent"))
+    assert "\n" not in str(caught.value)
+
+
+def test_it_says_where_it_reads_and_writes(spark, tmp_path):
+    run = open_run(spark, str(tmp_path / "run"), str(tmp_path / "data"))
+    assert str(run) == f"photographs: {tmp_path}/data\nresults:     {tmp_path}/run"
 
 
 def test_the_manifest_says_what_is_needed_to_repeat_a_run(run):
-    run.record("load")
+    record(run, "load")
     recorded = run.manifest()["environment"]
     assert recorded == environment(run.spark)
     assert recorded["spark"].startswith("3.5.")
@@ -102,26 +185,22 @@ def test_the_manifest_says_what_is_needed_to_repeat_a_run(run):
 
 
 def test_people_can_read_the_manifest(run, tmp_path):
-    run.record("load", data="Pêche")
+    record(run, "load", data="Pêche")
     text = (tmp_path / "run 100%" / "manifest.json").read_text(encoding="utf-8")
     assert '"data": "Pêche"' in text
     assert json.loads(text) == run.manifest()
 
 
-def test_a_table_comes_back(run):
-    run.spark.range(5).write.parquet(run.path("numbers"))
-    assert run.read_table("numbers").count() == 5
-
-
 def test_a_missing_part_names_the_way_out(run):
-    way_out = "is missing: run the notebook that writes {} first$"
-    with pytest.raises(FruitsError, match="/features " + way_out.format("features")):
+    for stage in STAGES:
+        record(run, stage)
+    with pytest.raises(FruitsError, match="/features is missing: run 02_featurize again$"):
         run.read_table("features")
-    with pytest.raises(FruitsError, match="/spectrum.npz " + way_out.format("spectrum")):
+    with pytest.raises(FruitsError, match=r"/spectrum\.npz is missing: run 03_pick_k again$"):
         run.read_bytes("spectrum/spectrum.npz")
 
 
-@pytest.mark.parametrize("uri", ["nope://bucket/run", "", "a:b/c"])
+@pytest.mark.parametrize("uri", ["nope://bucket/run", ""])
 def test_what_cannot_be_reached_is_one_line(spark, uri):
     with pytest.raises(FruitsError, match=r"cannot be reached .*: check the path") as caught:
         Run(spark, uri).exists("x") if uri else read_bytes(spark, uri)
@@ -129,14 +208,14 @@ def test_what_cannot_be_reached_is_one_line(spark, uri):
 
 
 def test_the_manifest_is_read_without_spark_too(run, tmp_path):
-    run.record("load", data="s3://bucket/photographs")
+    record(run, "load", data="s3://bucket/photographs")
     for run_dir in (tmp_path / "run 100%", f"{tmp_path}/run 100%/", run.uri):
         assert read_manifest(str(run_dir)) == run.manifest()
     assert read_manifest(str(tmp_path / "absent")) == {}
 
 
 def test_the_photographs_are_those_that_the_manifest_names(spark, run):
-    run.record("load", data="s3://bucket/photographs")
+    record(run, "load", data="s3://bucket/photographs")
     assert open_run(spark, run.uri).data == "s3://bucket/photographs"
     assert open_run(spark, run.uri, "/elsewhere/").data == "file:/elsewhere"
 

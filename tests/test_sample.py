@@ -58,7 +58,7 @@ def test_the_archive_is_what_the_script_draws():
 def test_counts(files):
     good = {name: content for name, content in files.items() if name not in BAD | {HIDDEN}}
     assert set(files) == set(good) | BAD | {HIDDEN}
-    assert (len(good), len(BAD), 1) == (sample.GOOD, sample.REJECTS, sample.SKIPPED)
+    assert (len(good), len(BAD), 1) == (sample.GOOD, sample.REJECTS, sample.SET_ASIDE)
     assert len(set(good.values())) == len(good)  # no image twice
     per_folder = Counter(tuple(name.split("/")[:2]) for name in good)
     expected = {"Training": 14, "Test": 6}

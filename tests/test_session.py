@@ -13,7 +13,33 @@ import pytest
 
 from fruits_lib import session
 from fruits_lib.errors import FruitsError
-from fruits_lib.session import settings, start_session, use_java_17
+from fruits_lib.session import settings, start_session, use_java_17, warm_jvm
+
+START = """
+from fruits_lib.session import start_session, stop_session
+spark = start_session("a notebook")
+print(spark._jvm.java.lang.ProcessHandle.current().pid(), spark.range(3).count())
+stop_session(spark)
+"""
+
+
+def test_notebooks_of_one_run_share_a_jvm_that_ends_with_it(monkeypatch):
+    monkeypatch.delenv("SPARK_HOME", raising=False)
+    monkeypatch.delenv("PYSPARK_SUBMIT_ARGS", raising=False)
+    with warm_jvm({"data": "", "run_dir": "", "weights": ""}):
+        outputs = [subprocess.check_output([sys.executable, "-c", START]) for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    pid, rows = map(int, outputs[0].split())
+    assert rows == 3
+    assert not Path(f"/proc/{pid}/cmdline").exists()
+    assert not session.GATEWAY & os.environ.keys()
+
+
+def test_another_spark_gets_no_jvm_of_ours(monkeypatch):
+    monkeypatch.setenv("SPARK_HOME", "/usr/lib/spark")
+    with warm_jvm({"data": "", "run_dir": "", "weights": ""}):
+        assert not session.GATEWAY & os.environ.keys()
+
 
 # --- Java ---------------------------------------------------------------------------------------
 
@@ -96,14 +122,14 @@ def test_the_session_that_exists_is_returned(spark):
 # environment but PATH. What it finds, it says as JSON on stdout.
 FRESH = """
 import json, sys
-from fruits_lib.load import read_images
+from fruits_lib.load import list_files
 from fruits_lib.runs import open_run
 from fruits_lib.session import start_session, stop_session
 spark = start_session("fresh")
-images = read_images(open_run(spark, data=sys.argv[1]))
+images = list_files(open_run(spark, data=sys.argv[1])).images
 print(json.dumps({
     "java": spark._jvm.System.getProperty("java.home"),
-    "labels": sorted(row.label for row in images.collect()),
+    "labels": sorted(label for _, label, *_ in images),
     "conf": dict(spark.sparkContext.getConf().getAll()),
     "python": spark.range(1).rdd.map(lambda _: sys.executable).first(),
 }))

@@ -1,5 +1,7 @@
 """Files by path or URI without Spark: one rule for local names, content types in a bucket."""
 
+from pathlib import Path
+
 import pytest
 
 from fruits_lib import storage
@@ -22,6 +24,9 @@ TYPES = {
         ("file:///a/", "/a"),
         ("~/a", "/home/somebody/a"),
         ("a/../b", "/somewhere/b"),
+        ("a:b/c", "/somewhere/a:b/c"),
+        ("/a/x://y", "/a/x:/y"),
+        ("~nobody-here/a", "/somewhere/~nobody-here/a"),
         ("s3://bucket/a", None),
         ("hdfs://name/a", None),
     ],
@@ -31,6 +36,30 @@ def test_a_path_and_its_uri_are_one_file(uri, path, monkeypatch):
     monkeypatch.setattr("os.getcwd", lambda: "/somewhere")
     found = storage.local_path(uri)
     assert (found and str(found)) == path
+
+
+@pytest.mark.parametrize(
+    ("beside", "kernel", "start"),
+    [(True, True, ""), (True, False, "notebooks"), (False, True, "notebooks")],
+    ids=["a kernel beside the notebooks", "a command there", "a kernel elsewhere"],
+)
+def test_where_a_relative_path_starts(beside, kernel, start, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    if beside:
+        Path("01_load.ipynb").touch()
+    monkeypatch.setattr(storage, "ipython_shell", lambda: "a shell" if kernel else None)
+    assert storage.local_path("runs/x") == tmp_path / start / "runs/x"
+    assert storage.local_path("/runs/x") == Path("/runs/x")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("/a/b", "file:/a/b"), ("/a/b/", "file:///a/b"), ("s3://b/c", "s3a://b/c/")],
+)
+def test_spellings_of_one_folder_are_equal(one, other):
+    assert storage.folder_uri(one) == storage.folder_uri(other)
+    assert storage.folder_uri(one) != storage.folder_uri(other + "c")
 
 
 def test_a_text_comes_back(tmp_path):
@@ -59,6 +88,7 @@ def test_an_object_has_the_content_type_of_its_name(bucket, name, kind):
 
 
 def test_a_run_writes_its_manifest_as_json(spark, bucket):
-    open_run(spark, bucket.uri("run")).record("load", images=1)
+    with open_run(spark, bucket.uri("run")).step("load") as entry:
+        entry["images"] = 1
     found = bucket.client.head_object(Bucket=bucket.name, Key="run/manifest.json")
     assert found["ContentType"] == "application/json"

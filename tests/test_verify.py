@@ -1,4 +1,7 @@
-"""Every check passes on a healthy run, and it alone fails when its property is broken on disk."""
+"""Checks of tables and model pass on a healthy run, and each alone fails when it is broken on disk.
+
+The features are random vectors: `test_proof.py` has the checks that look at photographs.
+"""
 
 import hashlib
 import io
@@ -10,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipeline import check, pick_k, transform, write_scores
+from pipeline import pick_k, transform, write_scores
 
-from fruits_lib import pca
+from fruits_lib import pca, verify
 from fruits_lib.errors import FruitsError, VerificationError
 from fruits_lib.runs import open_run
 
@@ -30,24 +33,40 @@ def write_table(folder, **columns):
     pq.write_table(pa.table(columns), folder / "part.parquet")
 
 
+def record(run, stage, **entries):
+    with run.step(stage) as entry:
+        entry.update(entries)
+
+
+def check(run):
+    """05, without its look at the photographs."""
+    results = verify.read_results(run)
+    checks = (verify.check_rows, verify.check_model, verify.check_scores)
+    return verify.record(run, [found for function in checks for found in function(results)])
+
+
 def write_images(run, folder, features=38, rejects=2):
     """Write what notebooks 01 and 02 write, with random features instead of photographs."""
     rng = np.random.default_rng(3)
     spread = 0.9 ** np.arange(WIDTH)
     vectors = 2 + rng.normal(size=(features, WIDTH)) * spread @ rng.normal(size=(WIDTH, WIDTH))
     vectors[:, 7] = 1.5  # a constant column, as ReLUs make them
-    paths = [f"file:/data/Apple é/{i} 100%.jpg" for i in range(features + rejects)]
-    write_table(folder / "index", path=paths, label=["Apple é"] * len(paths))
+    n = features + rejects
+    paths = [f"Apple é/{i} 100%.jpg" for i in range(n)]
+    labels = ["Apple é"] * n
+    splits = ["Training", "Training", "Test", None] * (n // 4)
+    write_table(folder / "index", path=paths, label=labels, split=splits)
+    write_table(folder / "set_aside", path=pa.array([], pa.string()))
     write_table(
         folder / "features/batch_id=0",
         path=paths[:features],
-        label=["Apple é"] * features,
-        split=pa.nulls(features, pa.string()),
+        label=labels[:features],
+        split=splits[:features],
         features=pa.array(list(vectors.astype(np.float32))),
         weights_sha256=[SHA256] * features,
     )
     write_table(
-        folder / "rejects/batch_id=-1", path=paths[features:], reason=["empty file"] * rejects
+        folder / "rejects/batch_id=0", path=paths[features:], reason=["empty file"] * rejects
     )
     spec = {"backbone": "vgg16", "weights": "random", "input_size": 32, "pooling": "avg", "seed": 1}
     (folder / "backbone").mkdir()
@@ -55,7 +74,8 @@ def write_images(run, folder, features=38, rejects=2):
     (folder / "backbone/backbone.json").write_text(
         json.dumps({**spec, "width": WIDTH, "sha256": SHA256})
     )
-    run.record("featurize", width=WIDTH, weights_sha256=SHA256)
+    record(run, "load", data="file:/data", files=n, images=n)
+    record(run, "featurize", width=WIDTH, weights_sha256=SHA256, features=features)
 
 
 def make_run(spark, folder, **choice):
@@ -164,7 +184,7 @@ def repeat(name):
 def stranger(name):
     """A row of a path that is not indexed."""
     return lambda folder, run: edit(
-        folder, name, lambda rows: rows.append({**rows[0], "path": "file:/data/Pear/1.jpg"})
+        folder, name, lambda rows: rows.append({**rows[0], "path": "Pear/1.jpg"})
     )
 
 
@@ -269,10 +289,27 @@ def rotated(folder, run):
 def other_eigenvalue(folder, run):
     def change(spectrum, choice):
         raw = spectrum.raw.copy()
-        raw[choice.k - 1] *= 1 + 1e-4
+        raw[:2] += [1e-4, -1e-4]  # the same sum
         return replace(spectrum, raw=raw), choice
 
     edit_spectrum(folder, change)
+
+
+def larger_tail(folder, run):
+    """Eigenvalues after the k-th: of no score, but of the total variance."""
+
+    def change(spectrum, choice):
+        raw = spectrum.raw.copy()
+        raw[-1] += 1.05e-6 * raw.sum()  # little enough for the shares of k
+        return replace(spectrum, raw=raw), choice
+
+    edit_spectrum(folder, change)
+
+
+def of_manifest(stage, **values):
+    return lambda folder, run: edit_json(
+        folder / "manifest.json", lambda manifest: manifest[stage].update(values)
+    )
 
 
 def swapped_scores(folder, run):
@@ -285,22 +322,22 @@ def swapped_scores(folder, run):
 
 
 BROKEN = {
-    "images without a row": [drop("features"), drop("rejects", 0)],
-    "images with several rows": [repeat("features"), repeat("index"), reject_too],
-    "rows without an image": [stranger("rejects"), drop("index")],
-    "rows of another width": [
+    "photographs without a row": [drop("features"), drop("rejects", 0)],
+    "photographs with several rows": [repeat("features"), repeat("index"), reject_too],
+    "rows without a photograph": [stranger("rejects"), drop("index")],
+    "feature rows of another width": [
         features_of_one_row(lambda x: x[:-1]),
         features_of_one_row(lambda x: [*x, 1.0]),
     ],
-    "rows not finite": [
+    "feature rows not finite": [
         features_of_one_row(lambda x: [np.nan, *x[1:]]),
         features_of_one_row(lambda x: [-np.inf, *x[1:]]),
         features_of_one_row(lambda x: [None, *x[1:]]),
     ],
-    "rows all zero": [features_of_one_row(lambda x: [0.0] * WIDTH)],
+    "feature rows all zero": [features_of_one_row(lambda x: [0.0] * WIDTH)],
     "features that vary": [all_equal],
-    "rows and scores unmatched": [drop("pca"), repeat("pca"), stranger("pca")],
-    "rows of scores not k numbers": [
+    "features without scores, or scores without": [drop("pca"), repeat("pca"), stranger("pca")],
+    "score rows of another width or not finite": [
         scores_of_one_row(lambda s: s[:-1]),
         scores_of_one_row(lambda s: [np.nan, *s[1:]]),
         scores_of_one_row(lambda s: None),
@@ -313,12 +350,19 @@ BROKEN = {
         other_backbone,
     ],
     "k of the model": [other_k],
-    "model.npz from model/": [other_npz],
-    "components from orthonormal": [not_orthonormal],
+    "figures of k unlike the manifest's": [
+        of_manifest("pick_k", raw={"k": 9, "explained_variance": 0.9}),
+        of_manifest("pick_k", standardize=True),
+        of_manifest("pick_k", fit_split="Test"),
+        of_manifest("pca", explained_variance=0.99),
+    ],
+    "eigenvalues unlike the total variance": [larger_tail],
+    "model.npz unlike model/": [other_npz],
+    "components not perpendicular, length 1": [not_orthonormal],
     "explained variance": [asked_for_more, recorded_less],
-    "score means from 0": [shifted_mean],
-    "score variances from eigenvalues": [rotated, other_eigenvalue],
-    "scores from projection": [swapped_scores],
+    "score means unlike 0": [shifted_mean],
+    "score variances unlike eigenvalues": [rotated, other_eigenvalue],
+    "scores unlike the projection": [swapped_scores],
 }
 
 
@@ -346,7 +390,14 @@ def test_broken_property_fails_its_check_alone(copy, name, damage):
 
 @pytest.mark.parametrize(
     "choice",
-    [{"variance": 0.9}, {"k": 5}, {"k": 37}, {"variance": 1, "standardize": True}],
+    [
+        {"variance": 0.9},
+        {"k": 5},
+        {"k": 37},
+        {"variance": 1, "standardize": True},
+        {"k": 5, "fit_split": "train"},
+        {"variance": 1, "standardize": True, "fit_split": "Training"},
+    ],
     ids=str,
 )
 def test_healthy_run_passes(spark, tmp_path, choice):
@@ -361,9 +412,9 @@ def test_checks_are_recorded_even_if_one_fails(copy):
     drop("features")(folder, run)
     check(run)
     recorded = json.loads((folder / "manifest.json").read_text())["verify"]
-    assert (recorded["passed"], recorded["failed"]) == (13, 1)
+    assert (recorded["passed"], recorded["failed"]) == (15, 1)
     first, *_ = recorded["checks"]
-    assert first["name"] == "images without a row"
+    assert first["name"] == "photographs without a row"
     assert (first["figure"], first["passed"]) == (1, False)
     assert {type(check["figure"]) for check in recorded["checks"]} <= {int, float}
     assert "NaN" not in (folder / "manifest.json").read_text()
@@ -374,9 +425,9 @@ def test_table_has_a_line_per_check(copy):
     drop("features")(folder, run)
     result = check(run)
     lines = [str(check) for check in result.checks]
-    assert lines[0].startswith("FAILED  images without a row")
-    assert " ".join(lines[1].split()) == "ok images with several rows 0 (at most 0)"
-    assert str(result) == "13 of 17 checks passed"
+    assert lines[0].startswith("FAILED  photographs without a row")
+    assert " ".join(lines[1].split()) == "ok photographs with several rows 0 (at most 0)"
+    assert str(result) == "15 of 19 checks passed"
 
 
 def test_failure_is_one_line_with_figures_and_ways_out(copy):
@@ -387,7 +438,7 @@ def test_failure_is_one_line_with_figures_and_ways_out(copy):
         check(run).require()
     message = str(caught.value)
     assert "\n" not in message
-    assert "images without a row = 1 (at most 0): run 02_featurize again" in message
+    assert "photographs without a row = 1 (at most 0): run 02_featurize again" in message
     assert "k of the model = " in message
 
 
@@ -395,15 +446,18 @@ def test_what_needs_the_failed_rows_is_not_judged(copy):
     folder, run = copy
     edit(folder, "features", lambda rows: [{**r, "features": [np.nan] * WIDTH} for r in rows])
     result = check(run)
-    assert [(check.name, check.figure) for check in result.failed][0] == ("rows not finite", 38)
+    assert [(check.name, check.figure) for check in result.failed][0] == (
+        "feature rows not finite",
+        38,
+    )
     unjudged = {check.name for check in result.checks if check.passed is None}
-    assert "scores from projection" in unjudged
+    assert "scores unlike the projection" in unjudged
     json.loads((folder / "manifest.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_features_that_came_after_k_was_picked_show_in_the_scores(copy):
     folder, run = copy
-    path = "file:/data/Apple é/new.jpg"
+    path = "Apple é/new.jpg"
     edit(folder, "index", lambda rows: rows.append({**rows[0], "path": path}))
     edit(
         folder,
@@ -412,9 +466,19 @@ def test_features_that_came_after_k_was_picked_show_in_the_scores(copy):
     )
     write_scores(run)
     result = check(run)
-    names = {"explained variance", "score means from 0", "score variances from eigenvalues"}
+    names = {"explained variance", "score means unlike 0", "score variances unlike eigenvalues"}
     assert {check.name for check in result.failed} == names
     assert all("run 03_pick_k" in check.remedy for check in result.failed)
+
+
+def test_means_and_variances_are_those_of_the_split_that_was_fitted(copy):
+    folder, run = copy
+    pick_k(run, k=5, fit_split="Training")
+    write_scores(run)
+    edit_spectrum(folder, lambda spectrum, choice: (replace(spectrum, fit_split=""), choice))
+    names = {check.name for check in check(run).failed}
+    assert {"explained variance", "score means unlike 0"} <= names
+    assert "scores unlike the projection" not in names  # it is that of all photographs
 
 
 # --- runs that cannot be checked ----------------------------------------------------------------
@@ -432,7 +496,6 @@ def test_features_that_came_after_k_was_picked_show_in_the_scores(copy):
         "spectrum/spectrum.npz",
         "backbone/backbone.json",
         "backbone/vgg16-32-avg-random.tflite",
-        "manifest.json",
     ],
 )
 def test_missing_part_is_named_in_one_line(copy, name):
@@ -443,9 +506,7 @@ def test_missing_part_is_named_in_one_line(copy, name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "model.npz", "spectrum/spectrum.npz", "backbone/backbone.json"]
-)
+@pytest.mark.parametrize("name", ["model.npz", "spectrum/spectrum.npz", "backbone/backbone.json"])
 def test_unreadable_part_is_named_in_one_line(copy, name):
     folder, run = copy
     edit_file(folder / name, lambda content: content[: len(content) // 2])

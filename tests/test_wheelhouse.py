@@ -95,7 +95,9 @@ class TestWheel:
     def test_carries_code_notebooks_and_tables(self, wheel):
         names = zipfile.ZipFile(wheel).namelist()
         assert {"fruits_lib/udf.py", "fruits_lib/emr/prices.json"} <= set(names)
-        assert sum("/data/share/fruits/notebooks/" in name for name in names) == 5
+        carried = [name for name in names if "/data/share/fruits/notebooks/" in name]
+        assert sum(name.endswith(".ipynb") for name in carried) == 7
+        assert sum("/recipes/" in name and name.endswith(".yaml") for name in carried) == 6
 
     def test_is_the_same_when_built_again(self, wheel, tmp_path):
         assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()

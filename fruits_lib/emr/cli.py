@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fruits_lib import aws, parameters, storage
+from fruits_lib import aws, parameters, recipes, storage
 from fruits_lib.emr import cluster as clusters
 from fruits_lib.emr import console, prices, staging, steps
 from fruits_lib.emr import spec as specs
@@ -192,11 +192,15 @@ def _create(emr, request: dict) -> None:
 @click.option("--run-dir", metavar="S3_URI", help="Results. Default: a new folder of the stack's.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="A notebook's parameter.")
 @click.option("-f", "file", type=FILE, help="YAML of parameters.")
+@click.option("--recipe", metavar="NAME", help="A study's YAML: see `fruits recipes`.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
 @click.option("--and-terminate", is_flag=True, help="Terminate the cluster afterwards, always.")
 @YES
-def run(emr, s3, cluster, stack, data, run_dir, pairs, file, overwrite, and_terminate, yes) -> None:
-    """Run notebooks 01 to 05 as steps of a cluster, and wait for them."""
+def run(
+    emr, s3, cluster, stack, data, run_dir, pairs, file, recipe, overwrite, and_terminate, yes
+) -> None:
+    """Run the notebooks as steps of a cluster, and wait for them."""
+    file = recipes.parameters_file(file, recipe)
     cluster_id, region = cluster["Id"], emr.meta.region_name
     outputs = specs.stack_outputs(stack, region) if stack else {}
     if outputs:
@@ -209,7 +213,7 @@ def run(emr, s3, cluster, stack, data, run_dir, pairs, file, overwrite, and_term
         click.confirm(f"run the notebooks on {cluster_id}{end}?", abort=True)
     with console.reporting_cluster(emr, cluster_id, and_terminate):
         notebooks = parameters.find_notebooks()
-        given = {**parameters.given(pairs, file), "data": data, "run_dir": run_dir}
+        given = parameters.given(pairs, file, {"data": data, "run_dir": run_dir})
         requests = steps.requests(notebooks, steps.check_run(notebooks, given), overwrite)
         for step_id in steps.add(region, cluster_id, requests):
             step = steps.follow(emr, s3, cluster_id, step_id, run_dir)

@@ -12,9 +12,10 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from fruits_lib import parameters
-from fruits_lib.backbones import check_backbone, check_litert, export
+from fruits_lib.backbones import check_litert, export
 from fruits_lib.emr.cluster import MISSING
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import check_backbone
 from fruits_lib.storage import bucket_and_key, content_type
 
 CHECKOUT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def stage(s3, stage: str, wheels: dict[str, Path], weights: Path | None = None) 
         if "/" not in name:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             put(f"{prefix}/{name}.sha256", f"{digest}  {name}\n".encode())
-    for path in parameters.find_notebooks():
+    for path in [*parameters.find_notebooks(), parameters.find_notebook("apply")]:
         put(f"{prefix}/notebooks/{path.name}", path.read_bytes())
         key = f"{HUB_FOLDER}/{path.name}"
         if _sha256(s3, bucket, key) == "":  # JupyterHub saved it: it is someone's work

@@ -31,21 +31,20 @@ def check_run(notebooks: list[Path], given: dict) -> dict:
 
 
 def requests(notebooks: list[Path], values: dict, overwrite: bool = False) -> list[dict]:
-    """Return one step per notebook. The first that fails cancels those after it."""
-    arguments = [
-        LAUNCHER,
-        "run",
-        "--data",
-        values["data"],
-        "--run-dir",
-        values["run_dir"].rstrip("/"),
-    ]
-    arguments += ["--overwrite"] if overwrite else []
-    for name, value in values.items():
-        arguments += ["-p", f"{name}={value}"] if name not in ("data", "run_dir") else []
-    return [
-        request(path.stem, [*arguments, "--only", path.stem.split("_")[0]]) for path in notebooks
-    ]
+    """Return one step per notebook, with its own parameters. One that fails cancels the next."""
+    command = [LAUNCHER, "run", "--run-dir", values["run_dir"].rstrip("/")]
+    command += ["--overwrite"] if overwrite or values.get("overwrite") else []
+    found = []
+    for path in notebooks:
+        known = parameters.declared(path)
+        arguments = ["--data", values["data"]] if "data" in known else []
+        for name in sorted(values.keys() & known.keys() - {"data", "run_dir", "overwrite"}):
+            arguments += ["-p", f"{name}={values[name]}"]
+        # From the last one on is that one alone, which is skipped if photographs have no labels.
+        which = "--from" if path == notebooks[-1] else "--only"
+        arguments += [which, path.stem.partition("_")[0]]
+        found.append(request(path.stem, [*command, *arguments]))
+    return found
 
 
 def request(name: str, command: list[str]) -> dict:

@@ -119,7 +119,9 @@ class Box(Machine):
     def _write_files(self) -> None:
         node_mb = instance_type(CLUSTER.core).yarn_mb
         merged = settings.merge(REQUEST["Configurations"], node_mb)
-        texts = settings.write(merged, self.parts.livy, ROLE)
+        # Without /sys, joblib cannot count cores here, and would say so in the middle of a cell.
+        cores = {"LOKY_MAX_CPU_COUNT": "1"}
+        texts = settings.write(merged, self.parts.livy, ROLE | cores)
         values = merged["jupyter-sparkmagic-conf"].items()
         sparkmagic = {key: settings.unquoted(value) for key, value in values}
         texts |= hub.files(BUCKET, ROLE, sparkmagic, list(PASSWORDS))

@@ -1,6 +1,5 @@
 """Fixtures of the box: the box itself, its tunnel, and two people at work in it."""
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -12,16 +11,16 @@ import parts
 import pytest
 from box import BUCKET, CLUSTER, FRUITS, PASSWORDS, REQUEST, Box
 from browser import Person
-from machine import kept, kill_all
+from machine import kill_all
 from peaks import Peaks
 from servers import REGION, await_port, client, free_port, s3_server
 from work import NOTEBOOKS, given, in_the_browser, papermill
 
-from fruits_lib import backbones
-from fruits_lib.backbones import check_backbone, export, imagenet_available
-from fruits_lib.connector import cache_folder
+from fruits_lib.backbones import export, imagenet_available
 from fruits_lib.emr import steps
+from fruits_lib.networks import check_backbone
 from fruits_lib.parameters import find_notebooks
+from fruits_lib.storage import cache_folder
 
 
 def pytest_collection_modifyitems(items):
@@ -30,16 +29,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def backbone():
+def backbone(tmp_path_factory):
     """A .tflite file of the real size, with ImageNet weights if Keras can get them."""
-
-    def make(path):
-        weights = "imagenet" if imagenet_available() else "random"
-        path.write_bytes(export(check_backbone("mobilenet_v2", weights)))
-
-    known = Path(backbones.__file__).read_bytes() + os.environ.get("KERAS_HOME", "").encode()
-    digest = hashlib.sha256(known).hexdigest()[:12]
-    return kept(cache_folder() / f"mobilenet_v2-{digest}.tflite", make)
+    file = tmp_path_factory.mktemp("backbone") / "mobilenet_v2.tflite"
+    weights = "imagenet" if imagenet_available() else "random"
+    file.write_bytes(export(check_backbone("mobilenet_v2", weights)))
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +125,9 @@ def amina(box, values, peaks):
     run_dir = f"s3://{BUCKET}/runs/amina"
 
     def work():
-        return {name: papermill(box, name, run_dir, **given(name, **values)) for name in NOTEBOOKS}
+        answers = {n: papermill(box, n, run_dir, **given(n, **values)) for n in NOTEBOOKS}
+        new = {"data": values["data"], "to": f"{run_dir}-new"}
+        return {**answers, "apply": papermill(box, "apply", run_dir, **new)}
 
     with ThreadPoolExecutor(1) as executor:
         yield run_dir, executor.submit(work)

@@ -52,14 +52,14 @@ def strike(
     work: Callable[[], CompletedProcess],
     *faults: Callable[[Box], object],
 ) -> Struck:
-    """Do work that featurizes; cause each fault when one more micro-batch is done."""
+    """Do work that featurizes; cause each fault when one more batch is done."""
     before = batches = finished_batches(box, run_dir)
     returned = []
     with ThreadPoolExecutor(1) as executor:
         answer = executor.submit(work)
         for fault in faults:
             box.wait(
-                "another micro-batch",
+                "another batch",
                 lambda done=batches: answer.done() or finished_batches(box, run_dir) > done,
                 seconds=480,
             )
@@ -70,9 +70,9 @@ def strike(
 
 
 def finished_batches(box: Box, run_dir: str) -> int:
-    """Return how many micro-batches the checkpoint of a run has."""
-    keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/checkpoint/commits/")
-    return sum(key.rsplit("/", 1)[1].isdigit() for key in keys)
+    """Return how many batches of a run are complete."""
+    keys = box.bucket.listing(f"{bucket_and_key(run_dir)[1]}/rejects/")
+    return sum(key.endswith("/rejects.parquet") for key in keys)
 
 
 def paths(box: Box, run_dir: str, *tables: str) -> list[str]:

@@ -11,9 +11,10 @@ import pytest
 from box import BUCKET, PASSWORDS, Box
 from settings import HISTORY_PORT, HUB_PORT, PRIMARY
 
-from fruits_lib.backbones import check_backbone, export
-from fruits_lib.connector import cache_folder
+from fruits_lib.backbones import export
+from fruits_lib.networks import check_backbone
 from fruits_lib.sample import write_sample
+from fruits_lib.storage import cache_folder
 
 WEIGHTS = "weights/random.tflite"
 GUIDE = """

@@ -13,8 +13,8 @@ from machine import node_wheels, unpack_root
 from node import Node
 from servers import need
 
-from fruits_lib.connector import cache_folder
 from fruits_lib.emr.staging import CHECKOUT, build_wheel
+from fruits_lib.storage import cache_folder
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,8 @@ class Running:
 
     def await_first_batch(self) -> None:
         """Wait until featurize is at work: its first batch is done, others are to come."""
-        while f"{self.name}/checkpoint/commits/0" not in self.bucket.listing(f"{self.name}/"):
+        first = f"{self.name}/rejects/batch_id=0/rejects.parquet"
+        while first not in self.bucket.listing(f"{self.name}/"):
             assert self.process.poll() is None, self.log.read_text()[-2000:]
             time.sleep(0.1)
 

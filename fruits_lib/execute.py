@@ -1,0 +1,243 @@
+"""Notebooks run headless: checked before anything starts, executed in order, and reported."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from fruits_lib import parameters, session
+from fruits_lib.apply import check_results
+from fruits_lib.errors import FruitsError
+from fruits_lib.lease import take
+from fruits_lib.networks import KERAS_WEIGHTS
+from fruits_lib.runs import read_manifest
+from fruits_lib.splits import why_unlabelled
+from fruits_lib.stages import STAGES, check_unfinished, check_version, recorded, verified
+from fruits_lib.storage import (
+    PLACES,
+    PapermillHandler,
+    check_writable,
+    folder_uri,
+    local_path,
+    preflight,
+)
+
+IMPORTS = ("fruits_lib.pictures", "fruits_lib.verify", "fruits_lib.featurize")  # and what they need
+
+
+def run_notebooks(
+    given: dict, first: str | None = None, only: str | None = None, needed: Iterable[str] = ()
+) -> None:
+    """Check the parameters, run the notebooks from `first` on, or one, and report.
+
+    Raises
+    ------
+    FruitsError
+        Before anything starts: a parameter is wrong, one that is `needed` belongs to a notebook
+        that does not run, or the run folder holds a finished run or cannot be used. Later: the line
+        of the notebook that failed.
+    """
+    started = time.monotonic()
+    notebooks = parameters.find_notebooks()
+    chosen = _chosen(notebooks, first, only)
+    values = parameters.check_given(notebooks, {"weights": "imagenet", **given})
+    known = {path: parameters.declared(path) for path in notebooks}
+    idle = _idle(given, chosen, known)
+    _refuse(idle, needed)
+    used = {name for path in chosen for name in known[path]}
+    _require({name: values.get(name) for name in ("data", "run_dir") if name in used})
+    preflight(**{name: values.get(name, "") for name in used & set(PLACES)})
+    manifest = read_manifest(values["run_dir"])
+    check_version(manifest)
+    if not values.get("overwrite"):
+        chosen = _unfinished(chosen, manifest, values["run_dir"])
+        idle = _idle(given, chosen, known)
+        _refuse(idle, needed)
+    for line in idle.values():
+        click.echo(f"fruits: {line}", err=True)
+    if not any("data" in known[path] for path in chosen):
+        _check_data(values.get("data"), manifest)
+    _execute(chosen, notebooks, values, values["run_dir"], started, only is not None)
+
+
+def apply_notebook(given: dict) -> None:
+    """Check the parameters, run `apply.ipynb`, and report.
+
+    Raises
+    ------
+    FruitsError
+        Before anything starts: a parameter is wrong or a place cannot be used, the run has no
+        model, or `to` holds something else. Later: the line of the notebook.
+    """
+    started, path = time.monotonic(), parameters.find_notebook("apply")
+    _require({name: given.get(name) for name in ("run_dir", "data", "to")})
+    values = parameters.check_given([path], given)
+    known = read_manifest(values["run_dir"])
+    check_version(known)
+    recorded(known, values["run_dir"], "pca")
+    preflight(**{name: values[name] for name in ("data", "run_dir", "to")})
+    check_results(read_manifest(values["to"]), values["to"])
+    _execute([path], [path], values, values["to"], started)
+
+
+def _execute(
+    chosen: list[Path],
+    notebooks: list[Path],
+    values: dict,
+    results: str,
+    started: float,
+    must_run: bool = True,
+) -> None:
+    """Run notebooks whose results go to one folder, and report on all that ran there.
+
+    One that has nothing to do is left out, or, if it `must_run`, raises FruitsError.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import papermill_io
+
+    from fruits_lib import report
+
+    known = {path: parameters.declared(path) for path in chosen}
+    run_dir, failure = results.rstrip("/"), None
+    if folder := local_path(results):
+        check_writable(str(folder / "notebooks"))
+    else:
+        papermill_io.register(f"{run_dir.split('://')[0]}://", PapermillHandler())
+    outputs = {path: f"{folder or run_dir}/notebooks/{path.name}" for path in notebooks}
+    # Absolute, because a kernel may start relative paths elsewhere: see `local_path`.
+    for name in values.keys() & set(PLACES):
+        if values[name] not in KERAS_WEIGHTS:
+            values[name] = str(local_path(values[name]) or values[name])
+    places = {name: str(values.get(name, "")) for name in PLACES}
+    # The kernels share this process's lease and JVM.
+    with take(results), session.warm_jvm(places), closing(_kernels(len(chosen))) as kernels:
+        for path in list(chosen):
+            if why := _why_not(path, read_manifest(run_dir)):
+                if must_run:
+                    raise FruitsError(f"{path.stem} cannot run: {why}")
+                chosen.remove(path)
+                click.echo(f"\n== {path.stem} is skipped: {why}")
+                continue
+            click.echo(f"\n== {path.stem}")
+            try:
+                papermill.execute_notebook(
+                    path,
+                    outputs[path],
+                    {name: value for name, value in values.items() if name in known[path]},
+                    progress_bar=False,
+                    stdout_file=sys.stdout,
+                    stderr_file=sys.stderr,
+                    km=next(kernels),
+                )
+            except PapermillExecutionError as error:
+                failure = FruitsError(f"{path.stem}: {error.ename}: {error.evalue}")
+                break
+        summary = report.summarize(run_dir, time.monotonic() - started)
+        manifest = read_manifest(run_dir)
+        current = {*chosen, *(path for path in notebooks if _stage(path) in manifest)}
+        shown = [outputs[path] for path in notebooks if path in current]
+        report.write_report(run_dir, shown, summary)
+    if failure:
+        raise failure
+    click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
+
+
+def _kernels(count: int) -> Iterator:
+    """Yield kernels; each starts, with the notebooks' imports, while the one before works."""
+    from jupyter_core.utils import run_sync
+
+    following = _start_kernel()
+    try:
+        for left in reversed(range(count)):
+            kernel, following = following, _start_kernel() if left else None
+            try:
+                yield kernel
+            finally:
+                run_sync(kernel.shutdown_kernel)(now=True)
+    finally:
+        if following:
+            run_sync(following.shutdown_kernel)(now=True)
+
+
+def _start_kernel():
+    from jupyter_client import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+
+    kernel = AsyncKernelManager()  # the other one would wait for a cell that Ctrl-C interrupts
+    imports = "; ".join(f"__import__({name!r})" for name in IMPORTS)
+    run_sync(kernel.start_kernel)(
+        extra_arguments=[
+            # ipykernel warns, at every start, that it talks over the loopback.
+            "--IPKernelApp.log_level=CRITICAL",
+            f"--IPKernelApp.exec_lines={imports}",
+        ]
+    )
+    return kernel
+
+
+def _idle(given: dict, chosen: list[Path], known: dict) -> dict[str, str]:
+    """Say which values belong to notebooks that do not run, by name."""
+    used = {name for path in chosen for name in known[path]} | {"data", "overwrite"}
+    owners = {
+        name: next(path.stem for path in known if name in known[path])
+        for name in sorted(given.keys() - used)
+    }
+    return {
+        name: f"{name}={given[name]} belongs to {owner}, which does not run"
+        for name, owner in owners.items()
+    }
+
+
+def _refuse(idle: dict[str, str], needed: Iterable[str]) -> None:
+    for name in idle.keys() & set(needed):
+        raise FruitsError(f"{idle[name]}: leave it out, or run that notebook too")
+
+
+def _unfinished(chosen: list[Path], manifest: dict, run_dir: str) -> list[Path]:
+    """Leave out what a verified run has, or raise FruitsError if nothing is left."""
+    left = [p for p in chosen if _stage(p) not in manifest and not _why_not(p, manifest)]
+    if not verified(manifest) or not left:
+        check_unfinished(manifest, run_dir, [_stage(path) for path in chosen])
+        return chosen
+    if left != chosen:
+        click.echo(f"{run_dir} is verified: going on with {left[0].stem}")
+    return left
+
+
+def _stage(path: Path) -> str | None:
+    return next((stage for stage, name in STAGES.items() if name == path.stem), None)
+
+
+def _why_not(path: Path, manifest: dict) -> str:
+    """Return why there is nothing for a notebook to do, or nothing."""
+    return why_unlabelled(manifest.get("load", {})) if _stage(path) == "classify" else ""
+
+
+def _check_data(data: str | None, manifest: dict) -> None:
+    """Raise FruitsError if notebooks that take no photographs are given others than 01 read."""
+    loaded = manifest.get("load", {}).get("data", data)
+    if data and folder_uri(data) != folder_uri(loaded):
+        raise FruitsError(f"data={data} is not {loaded}, which 01_load read: leave it out")
+
+
+def _require(places: dict[str, str | None]) -> None:
+    for name, value in places.items():
+        if not value:
+            raise FruitsError(f"--{name.replace('_', '-')} is missing: give a folder or a URI")
+
+
+def _chosen(notebooks: list[Path], first: str | None, only: str | None) -> list[Path]:
+    """Return the notebooks from `first` on, or `only` one; each by number, name or both."""
+    if None not in (first, only):
+        raise FruitsError(f"--from {first} and --only {only} are both given: give one of them")
+    wanted = first if only is None else only
+    for position, path in enumerate(notebooks):
+        number, _, name = path.stem.partition("_")
+        if wanted in (None, path.stem, number, number.lstrip("0"), name):
+            return notebooks[position:] if only is None else [path]
+    names = ", ".join(path.stem for path in notebooks)
+    raise FruitsError(f"{wanted} is not a notebook: choose one of {names}")

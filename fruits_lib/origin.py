@@ -1,0 +1,177 @@
+"""05: checks of a run against its photographs, which are listed, read and computed again."""
+
+from functools import reduce
+
+import numpy as np
+from pyspark.sql import DataFrame, Row
+from pyspark.sql import functions as F
+
+from fruits_lib import batches, files, udf
+from fruits_lib.checks import Check, at_most, none_of
+from fruits_lib.errors import FruitsError
+from fruits_lib.runs import Run
+
+SAMPLE = 128  # photographs that are computed again, and at least one of each label
+SEED = 0  # of the sample
+MOST_REJECTS = 1000  # that are decoded again
+# Features of one photograph on two kinds of processor differ by 3e-5; those of another by 0.1.
+FEATURE_TOLERANCE = 1e-3
+_INDEX = "run 01_load again, then 02_featurize and the others"
+_PLACE = "run the notebook that writes it, 01_load, 02_featurize or 04_pca, and those after it"
+_COLUMNS = "path string, label string, split string, length long"
+
+
+def check_files(run: Run, counts: dict[str, Row] | None = None, again: str = "") -> list[Check]:
+    """Check the index against a new listing of the data folder, and all tables against the index.
+
+    Parameters
+    ----------
+    run : Run
+    counts : dict, optional
+        Number of values of each column of each table, to compare with the manifest's.
+    again : str
+        What to do about a failure; by default, which notebooks to run again.
+
+    Raises
+    ------
+    FruitsError
+        If the data folder cannot be listed.
+    """
+    try:
+        listing = files.list_files(run.spark, run.data)
+    except FruitsError as error:
+        raise FruitsError(
+            f"{error}; if the photographs have moved, run 01_load with their new folder: features "
+            "stay"
+        ) from None
+
+    index = files.times(run.read_table("index"))
+    found = files.compare(run.spark, run.data, index, lambda: batches.hashes(run), listing)
+    recorded = {tuple(row) for row in run.read_table("set_aside").collect()}
+    differing = sorted(path for path, *_ in recorded ^ set(listing.set_aside))
+    drop = again or "run 01_load again with overwrite=True, then the others"
+    index_again = again or _INDEX
+    checks = [
+        none_of("photographs added since 01_load", found.new, index_again),
+        none_of("photographs gone since 01_load", found.gone, drop),
+        none_of("photographs changed since 01_load", found.changed, drop),
+        none_of("files set aside otherwise than recorded", differing, index_again),
+        none_of("labels or splits unlike the path's", _wrong_labels(run, index), again or _PLACE),
+    ]
+    if counts:
+        wrong = _wrong_counts(run, index, recorded, counts)
+        checks.append(none_of("counts unlike the manifest's", wrong, index_again))
+    return checks
+
+
+def _wrong_labels(run: Run, index: list[tuple]) -> list[str]:
+    """Return paths whose label or split is not that of the path, with their table."""
+    root = run.data.rsplit("/", 1)[-1]
+    right = [(path, *files.label_and_split(path, root)) for path, *_ in index]
+    schema = "path string, right_label string, right_split string"
+    expected = run.spark.createDataFrame(right, schema)
+    tables = [
+        run.read_parquet(name).select("path", "label", "split", F.lit(name).alias("name"))
+        for name in ("index", "features", "rejects", "pca")
+    ]
+    differs = "not (label <=> right_label and split <=> right_split)"
+    rows = reduce(DataFrame.union, tables).join(expected, "path").filter(differs).collect()
+    return sorted(f"{row.path} in {row.name}/" for row in rows)
+
+
+def _wrong_counts(run: Run, index: list, set_aside: set, counts: dict[str, Row]) -> list[str]:
+    """Return figures of the manifest that are not those of the tables."""
+    manifest, root = run.manifest(), run.data.rsplit("/", 1)[-1]
+    features, fit_split = run.read_parquet("features"), manifest["pick_k"].get("fit_split")
+    fitted = features.filter(F.col("split") == fit_split) if fit_split else features
+    labels = [files.label_and_split(path, root)[0] for path, *_ in index]
+    found = {
+        "load": {
+            "images": len(index),
+            "labels": len({*labels} - {None}),
+            "unlabelled": labels.count(None),
+            "files": len(index) + len(set_aside),
+            "set_aside": files.by_reason(set_aside),
+        },
+        "featurize": {
+            "features": counts["features"].path,
+            "truncated": features.filter("truncated").count(),
+            "rejects": counts["rejects"].path,
+        },
+        "pick_k": {"images": fitted.count()},
+        "pca": {"images": counts["pca"].path},
+    }
+    return [
+        f"{stage}.{name}: {manifest[stage].get(name)} recorded, {value} found"
+        for stage, values in found.items()
+        for name, value in values.items()
+        if manifest[stage].get(name) != value
+    ]
+
+
+def check_sample(
+    run: Run, content: bytes, size: int, then: str = "run from 02_featurize on"
+) -> list[Check]:
+    """Compute photographs of a random sample again, and decode the rejects again.
+
+    Parameters
+    ----------
+    run : Run
+    content : bytes
+        The run's LiteRT file.
+    size : int
+        Side of its input in pixels.
+    then : str
+        What to do about a failure, when features/ and rejects/ are removed.
+    """
+    entry = run.require("featurize")
+    stored = {row.path: row for row in _sample(run).collect()}
+    rejects = run.read_table("rejects").orderBy(F.xxhash64("path")).limit(MOST_REJECTS)
+    reasons = {row.path: row.reason for row in rejects.collect()}
+    index = run.read_table("index").select("path", "label", "split", "length")
+    rows = index.filter(F.col("path").isin([*stored, *reasons])).collect()
+    run_backbone = udf.featurizer(
+        run.spark.sparkContext.broadcast(content),
+        size,
+        entry["max_pixels"],
+        "accept" if entry["accept_truncated"] else "reject",
+    )
+    photographs = files.photographs(run.spark, run.data, map(tuple, rows), _COLUMNS)
+    computed = photographs.mapInArrow(run_backbone, udf.SCHEMA).collect()
+    other_reasons = [
+        f"{row.path} ({reasons[row.path]!r}, now {row.reason!r})"
+        for row in computed
+        if row.path in reasons and row.reason != reasons[row.path]
+    ]
+    sampled = [row for row in computed if row.path in stored]
+    other_bytes = [
+        row.path for row in sampled if row.content_sha256 != stored[row.path].content_sha256
+    ]
+    distances = [_distance(row.features, stored[row.path].features) for row in sampled]
+    worst = max(zip(distances, (row.path for row in sampled), strict=True), default=(0.0, ""))
+    again = f"remove features/ and rejects/, then {then}"
+    remedy = f"{worst[1]} has the features of another photograph: {again}"
+    name = f"difference of {len(sampled):,} photographs computed again"
+    return [
+        none_of("rejects decoded again with another reason", other_reasons, again),
+        none_of("sampled photographs with other content", other_bytes, again),
+        at_most(FEATURE_TOLERANCE, name, worst[0], remedy),
+    ]
+
+
+def _sample(run: Run) -> DataFrame:
+    """Return rows of features/: the first by a seeded hash, of all and of each label."""
+    features = run.read_table("features").withColumn("order", F.xxhash64(F.lit(SEED), "path"))
+    first = features.select("path", "order").orderBy("order").limit(SAMPLE).select("path")
+    of_labels = features.groupBy("label").agg(F.min_by("path", "order").alias("path"))
+    chosen = first.union(of_labels.select("path")).distinct()
+    return features.join(chosen, "path").select("path", "features", "content_sha256")
+
+
+def _distance(found: list[float] | None, stored: list[float] | None) -> float:
+    """Return the Euclidean distance of two vectors as a share of the first one's length."""
+    if found is None or stored is None or len(found) != len(stored):
+        return float("inf")
+    a, b = np.asarray(found), np.asarray(stored)
+    with np.errstate(all="ignore"):
+        return float(np.nan_to_num(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1), nan=np.inf))

@@ -1,0 +1,233 @@
+"""Every file below a folder or in a bucket is indexed or set aside; photographs are compared."""
+
+import os
+import unicodedata
+
+import pytest
+
+from fruits_lib.errors import FruitsError
+from fruits_lib.files import (
+    HIDDEN,
+    NO_IMAGE,
+    NOT_UTF_8,
+    compare,
+    label_and_split,
+    list_files,
+    times,
+)
+from fruits_lib.stages import TABLES
+
+JPEG, PNG = b"\xff\xd8\xff\xe0 pixels", b"\x89PNG\r\n\x1a\n pixels"
+
+
+def plant(root, files):
+    for name, content in files.items():
+        path = os.path.join(os.fsencode(root), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+    return f"file:{root}"
+
+
+def paths(listing):
+    return [path for path, *_ in listing.images]
+
+
+def reasons(listing):
+    return {path: reason for path, reason, _ in listing.set_aside}
+
+
+# --- which files are images ---------------------------------------------------------------------
+
+HEADERS = {
+    "jpeg": JPEG,
+    "png": PNG,
+    "webp": b"RIFF\0\0\0\0WEBPVP8 ",
+    "bmp": b"BM" + bytes(12) + b"\x28\0\0\0",
+    "tiff, little-endian": b"II*\0\x08\0\0\0",
+    "tiff, big-endian": b"MM\0*\0\0\0\x08",
+    "gif": b"GIF89a\x01\0",
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0",
+    "avif": b"\0\0\0\x18ftypavif\0\0\0\0",
+    "fujifilm": b"FUJIFILMCCD-RAW ",
+    "olympus": b"IIRO\x08\0\0\0",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_an_image_is_one_by_its_first_bytes_whatever_its_name(spark, tmp_path, kind):
+    data = plant(tmp_path, {"a/photograph": HEADERS[kind], "a/b.backup": HEADERS[kind]})
+    assert paths(list_files(spark, data)) == ["a/b.backup", "a/photograph"]
+
+
+EXTENSIONS = [".jpg", ".JPEG", ".jfif", ".png", ".WebP", ".bmp", ".gif", ".tiff", ".heic", ".CR2"]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_name_of_an_image_is_indexed_so_that_02_can_say_what_is_wrong(spark, tmp_path, extension):
+    data = plant(tmp_path, {f"a/1{extension}": b"no image", f"b/1{extension}": b""})
+    assert paths(list_files(spark, data)) == [f"a/1{extension}", f"b/1{extension}"]
+
+
+def test_other_files_are_set_aside_with_their_extension(spark, tmp_path):
+    others = {"a/notes.TXT": b"BMW, and more text than that", "a/none": b"", "a/x.tar.gz": b"x"}
+    listing = list_files(spark, plant(tmp_path, {"a/1.jpg": JPEG, **others}))
+    assert listing.set_aside == [
+        ("a/none", NO_IMAGE, ""),
+        ("a/notes.TXT", NO_IMAGE, ".txt"),
+        ("a/x.tar.gz", NO_IMAGE, ".gz"),
+    ]
+    assert listing.files == 4
+
+
+HIDDEN_NAMES = [".DS_Store", "a/._1.jpg", "_raw/1.jpg", "a/.cache/deep/1.jpg", "_SUCCESS"]
+
+
+def test_hidden_files_and_folders_are_set_aside(spark, tmp_path):
+    listing = list_files(spark, plant(tmp_path, dict.fromkeys(HIDDEN_NAMES, JPEG)))
+    assert reasons(listing) == dict.fromkeys(HIDDEN_NAMES, HIDDEN)
+
+
+def test_a_data_folder_may_have_a_hidden_name(spark, tmp_path):
+    assert paths(list_files(spark, plant(tmp_path / "_raw/.x", {"a/1.jpg": JPEG}))) == ["a/1.jpg"]
+
+
+# --- names and links ----------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf_8_are_set_aside_and_named(spark, tmp_path):
+    latin = {b"P\xeache/1.jpg": JPEG, b"a/caf\xe9.jpg": JPEG, b"a/2.jpg": JPEG}
+    listing = list_files(spark, plant(tmp_path, latin))
+    assert paths(listing) == ["a/2.jpg"]
+    assert reasons(listing) == {r"P\xeache/1.jpg": NOT_UTF_8, r"a/caf\xe9.jpg": NOT_UTF_8}
+
+
+def test_broken_links_are_set_aside(spark, tmp_path):
+    data = plant(tmp_path, {"a/1.jpg": JPEG})
+    (tmp_path / "a/2.jpg").symlink_to("absent.jpg")
+    assert reasons(list_files(spark, data)) == {"a/2.jpg": "broken link"}
+
+
+def test_a_link_to_a_folder_above_is_set_aside_and_nothing_is_listed_twice(spark, tmp_path):
+    data = plant(tmp_path, {"a/b/1.jpg": JPEG})
+    (tmp_path / "a/b/up").symlink_to("../..")
+    (tmp_path / "a/self").symlink_to(".")
+    listing = list_files(spark, data)
+    assert paths(listing) == ["a/b/1.jpg"]
+    assert reasons(listing) == dict.fromkeys(["a/b/up", "a/self"], "link to a folder above it")
+
+
+def test_links_to_files_and_folders_elsewhere_are_followed(spark, tmp_path):
+    plant(tmp_path / "elsewhere", {"lemon/1.jpg": JPEG})
+    data = plant(tmp_path / "data", {"a/1.jpg": JPEG})
+    (tmp_path / "data/lemon").symlink_to(tmp_path / "elsewhere/lemon")
+    (tmp_path / "data/a/2.jpg").symlink_to(tmp_path / "elsewhere/lemon/1.jpg")
+    assert paths(list_files(spark, data)) == ["a/1.jpg", "a/2.jpg", "lemon/1.jpg"]
+
+
+def test_a_pipe_is_set_aside_unopened(spark, tmp_path):
+    data = plant(tmp_path, {"a/1.jpg": JPEG})
+    os.mkfifo(tmp_path / "a/pipe.jpg")
+    assert reasons(list_files(spark, data)) == {"a/pipe.jpg": "not a regular file"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [("absent", "absent does not exist: give a"), ("a/1.jpg", "jpg is a file: give the folder")],
+)
+def test_what_cannot_be_listed_is_one_line(spark, tmp_path, data, message):
+    plant(tmp_path, {"a/1.jpg": JPEG})
+    with pytest.raises(FruitsError, match=message):
+        list_files(spark, f"file:{tmp_path}/{data}")
+
+
+def test_hadoop_lists_the_same_files(spark, tmp_path, monkeypatch):
+    """As on HDFS: Hadoop's own view of a local folder."""
+    from fruits_lib import files
+
+    tree = {"a/1.jpg": JPEG, "b c/x%20[1].png": PNG, "a/photograph": JPEG, "a/t.txt": b"text"}
+    data = plant(tmp_path, tree)
+    expected = list_files(spark, data)
+    monkeypatch.setattr(files, "_list_folder", lambda root: files._list_hadoop(spark, data))
+    assert list_files(spark, data) == expected
+    with pytest.raises(FruitsError, match=r"absent does not exist"):
+        files._list_hadoop(spark, f"{data}/absent")
+
+
+def test_a_bucket_is_listed_key_by_key(spark, bucket):
+    keys = ["p/a/1.jpg", "p/a//2.jpg", "p//3.jpg", "p/a/photograph", "p/notes.txt", "p/.x/1.jpg"]
+    for key in keys:
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=JPEG if "n" not in key else b"-")
+    bucket.client.put_object(Bucket=bucket.name, Key="p/a/photograph", Body=PNG)
+    bucket.client.put_object(Bucket=bucket.name, Key="p/folder/", Body=b"")
+    bucket.client.put_object(Bucket=bucket.name, Key="pears/1.jpg", Body=JPEG)
+    listing = list_files(spark, bucket.uri("p"))
+    assert [row[:2] for row in listing.images] == [
+        ("/3.jpg", None),
+        ("a//2.jpg", "a"),
+        ("a/1.jpg", "a"),
+        ("a/photograph", "a"),
+    ]
+    assert reasons(listing) == {".x/1.jpg": HIDDEN, "notes.txt": NO_IMAGE}
+
+
+# --- label and split ----------------------------------------------------------------------------
+
+NFC, NFD = (unicodedata.normalize(form, "Pêche") for form in ("NFC", "NFD"))
+PLACES = {  # path -> label, split
+    "Training/Apple Braeburn/1.jpg": ("Apple Braeburn", "Training"),
+    "Validation/apple_6/r0_105.jpg": ("apple_6", "Validation"),
+    "no split/1.jpg": ("no split", None),
+    "Training/farm/Cocos/1.jpg": ("Cocos", "Training"),  # the label is the folder above
+    "Test/Training/Lemon/1.jpg": ("Lemon", "Training"),  # the nearest split counts
+    "train/a/1.jpg": ("a", "Training"),
+    "TEST/a/1.jpg": ("a", "Test"),
+    "val/a/1.jpg": ("a", "Validation"),
+    "valid/a/1.jpg": ("a", "Validation"),
+    "validation/a/1.jpg": ("a", "Validation"),
+    "a/train/1.jpg": (None, "Training"),
+    "1.jpg": (None, None),
+    f"{NFD}/1.jpg": (NFC, None),
+    f"{NFC}/1.jpg": (NFC, None),
+}
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_label_and_split_come_from_the_path(path):
+    assert label_and_split(path, "photographs") == PLACES[path]
+
+
+def test_the_data_folder_itself_may_be_a_split():
+    assert label_and_split("a/1.jpg", "Test") == ("a", "Test")
+    assert label_and_split("1.jpg", "test") == (None, "Test")
+
+
+# --- what has changed ---------------------------------------------------------------------------
+
+
+def difference(spark, data, change=lambda: None, hashes=None):
+    """What `compare` finds after a change: (new, gone, changed)."""
+    before = times(spark.createDataFrame(list_files(spark, data).images, TABLES["index"]))
+    change()
+    found = compare(spark, data, before, lambda: hashes or {}, list_files(spark, data))
+    return found.new, found.gone, found.changed
+
+
+def test_new_gone_and_changed_photographs_are_told_apart(spark, tmp_path):
+    data = plant(tmp_path, {"a/1.jpg": JPEG, "a/2.jpg": JPEG, "a/3.jpg": JPEG})
+
+    def change():
+        plant(tmp_path, {"a/1.jpg": JPEG + b"longer", "a/4.jpg": JPEG})
+        (tmp_path / "a/2.jpg").unlink()
+
+    assert difference(spark, data, change) == (["a/4.jpg"], ["a/2.jpg"], ["a/1.jpg"])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_copy_with_new_times_is_judged_by_its_content(spark, tmp_path, same):
+    import hashlib
+
+    data = plant(tmp_path, {"a/1.jpg": JPEG})
+    hashes = {"a/1.jpg": hashlib.sha256(JPEG if same else PNG).hexdigest()}
+    change = lambda: os.utime(tmp_path / "a/1.jpg", (1, 1))  # noqa: E731
+    assert difference(spark, data, change, hashes) == ([], [], [] if same else ["a/1.jpg"])
