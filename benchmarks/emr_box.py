@@ -29,9 +29,10 @@ from peaks import DRIVER, EXECUTOR, MASTER, Container, Peaks  # noqa: E402
 from settings import HISTORY_PORT, PRIMARY  # noqa: E402
 from work import papermill, read_manifest  # noqa: E402
 
-from fruits_lib.backbones import check_backbone, export, imagenet_available  # noqa: E402
+from fruits_lib.backbones import export, imagenet_available  # noqa: E402
 from fruits_lib.connector import cache_folder  # noqa: E402
 from fruits_lib.emr.spec import ClusterSpec, executor_settings  # noqa: E402
+from fruits_lib.networks import check_backbone  # noqa: E402
 from fruits_lib.sample import write_sample  # noqa: E402
 
 SHARED = Path(os.environ.get("FRUITS_SHARED", ROOT.parent / "shared"))
@@ -140,8 +141,8 @@ def arms() -> dict[str, dict[str, str]]:
 def step(box: Box, notebook: str, run_dir: str, conf: dict[str, str] | None = None) -> Step:
     """Run one notebook as EMR runs a step."""
     options = "".join(f"--conf {key}={value} " for key, value in (conf or {}).items())
-    command = f"/opt/fruits/bin/fruits run --data {DATA} --run-dir {run_dir} "
-    command += f"-p weights={WEIGHTS} --only {notebook}"
+    own = {"01_load": f"--data {DATA}", "02_featurize": f"-p weights={WEIGHTS}"}.get(notebook, "")
+    command = f"/opt/fruits/bin/fruits run --run-dir {run_dir} {own} --only {notebook}"
     began = time.time()
     box.check(command, PYSPARK_SUBMIT_ARGS=f"{options}pyspark-shell")
     ended = time.time()
