@@ -95,6 +95,8 @@ def _execute(
 
     One that has nothing to do is left out, or, if it `must_run`, raises FruitsError.
     """
+    # jsonschema would build 38 grammars, for seconds, to check IRIs, which notebooks do not have.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import papermill_io

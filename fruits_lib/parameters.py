@@ -3,7 +3,9 @@
 import ast
 import difflib
 import inspect
+import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,6 +21,8 @@ from fruits_lib.networks import check_backbone
 from fruits_lib.reduce import check_choice
 from fruits_lib.storage import ipython_shell, local_path
 
+# A line of a parameters cell. papermill reads the same, but its import costs a kernel seconds.
+DECLARATION = re.compile(r"^(\w+): (\w+) = (.+?)  # (.+)$", re.MULTILINE)
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 CHECKS = (
     check_apply,
@@ -44,10 +48,13 @@ def find_notebook(name: str) -> Path:
 
 
 def declared(notebook: Path) -> dict[str, dict]:
-    """Return what a notebook's `parameters` cell declares, as papermill reads it, by name."""
-    import papermill
-
-    return papermill.inspect_notebook(notebook)
+    """Return what a notebook's `parameters` cell declares, by name: type, default and help."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    return {
+        name: {"type": kind, "default": default, "help": help_text}
+        for name, kind, default, help_text in DECLARATION.findall("".join(cell["source"]))
+    }
 
 
 def check(notebook: str, namespace: dict[str, object]) -> dict:
@@ -124,7 +131,7 @@ def _checked(values: Mapping[str, object], known: Mapping[str, dict]) -> dict:
     """Return values in their declared types, or raise FruitsError."""
     checked = {}
     for name, value in values.items():
-        kind, help_text = TYPES[known[name]["inferred_type_name"]], known[name]["help"]
+        kind, help_text = TYPES[known[name]["type"]], known[name]["help"]
         with suppress(KeyError, ValueError, OverflowError):
             if type(value) is str and kind is bool:
                 value = {"true": True, "false": False}[value.lower()]

@@ -9,6 +9,7 @@ import nbformat
 import papermill
 import pytest
 
+from fruits_lib import parameters
 from fruits_lib.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +39,20 @@ def test_opens_with_what_it_reads_and_writes(path):
 
 @each_notebook
 def test_every_parameter_has_a_type_and_a_comment(path):
-    declared = papermill.inspect_notebook(path)
+    declared = parameters.declared(path)
     assert "run_dir" in declared
     for entry in declared.values():
-        assert entry["inferred_type_name"] in ("str", "int", "float", "bool")
+        assert entry["type"] in parameters.TYPES
         assert entry["help"]
+
+
+@each_notebook
+def test_papermill_reads_the_same_parameters(path):
+    theirs = papermill.inspect_notebook(path)
+    assert {name: list(entry.values()) for name, entry in parameters.declared(path).items()} == {
+        name: [entry[key] for key in ("inferred_type_name", "default", "help")]
+        for name, entry in theirs.items()
+    }
 
 
 @each_notebook

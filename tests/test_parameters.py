@@ -18,7 +18,7 @@ def choosing(monkeypatch):
         "declared",
         lambda path: {
             name: {
-                "inferred_type_name": type(value).__name__,
+                "type": type(value).__name__,
                 "help": "what it is",
                 "default": repr(value),
             }
