@@ -43,7 +43,8 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 _MAGIC_BYTES = 16
-IMAGES_PER_TASK = 16  # at least: every task opens the backbone
+IMAGES_PER_TASK = 64  # at least, if every core has a task: a task costs as much as ten images
+TASKS_PER_CORE = 4  # at most: the cores end nearly at once
 
 
 @dataclass
@@ -206,7 +207,8 @@ def photographs(spark: SparkSession, data: str, rows: Iterable[tuple], columns: 
     rows = list(rows)
     table = spark.createDataFrame(rows, columns)
     if data.startswith("file:") or storage.is_s3(data):
-        tasks = min(8 * spark.sparkContext.defaultParallelism, 1 + len(rows) // IMAGES_PER_TASK)
+        cores = spark.sparkContext.defaultParallelism
+        tasks = cores * min(TASKS_PER_CORE, 1 + len(rows) // (cores * IMAGES_PER_TASK))
         return table.repartition(tasks).withColumn("uri", F.concat(F.lit(f"{data}/"), "path"))
     empty = table.filter("length = 0").withColumn("content", F.lit(b""))
     filled = [f"{data}/{row[0]}" for row in rows if row[-1]]

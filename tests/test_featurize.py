@@ -199,10 +199,11 @@ def test_workers_get_few_images_at_a_time(spark, tiny, tmp_path, monkeypatch):
     for number in range(150):
         photograph(tmp_path / f"data/label/{number}.png")
     run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
-    monkeypatch.setattr("fruits_lib.files.IMAGES_PER_TASK", 1000)  # all in one task
+    monkeypatch.setattr("fruits_lib.files.IMAGES_PER_TASK", 1000)  # one task on each core
     result = write_features(run, backbone, featurizer=spied(tmp_path / "log"))
     assert result.features == 150
-    assert noted(tmp_path / "log", "batch") == ["64", "64", "22"]
+    sizes = list(map(int, noted(tmp_path / "log", "batch")))
+    assert (max(sizes), sum(sizes)) == (64, 150)
 
 
 # --- rejects ------------------------------------------------------------------------------------
@@ -358,7 +359,8 @@ def double_batch(run):
 
 
 def cut_file(run):
-    path = next(p for p in Path(local(run, "features/batch_id=1")).glob("*.parquet"))
+    files = Path(local(run, "features/batch_id=1")).glob("*.parquet")
+    path = max(files, key=lambda file: file.stat().st_size)  # some have no row
     path.write_bytes(path.read_bytes()[:-100])
     path.with_name(f".{path.name}.crc").unlink()
 
