@@ -60,6 +60,13 @@ def peak_mb(pid: int | str = "self") -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
 
 
+def processor() -> str:
+    """Return the processor's name and vector instructions, which decide a network's speed."""
+    facts = Path("/proc/cpuinfo").read_text()
+    vectors = sorted(set(re.findall(r"avx\w*", facts)) & {"avx2", "avx512f"})
+    return f"{re.search('model name.*: (.+)', facts)[1]} ({', '.join(vectors)})"
+
+
 def table(*rows: tuple) -> str:
     """Return rows as a table of Markdown; the first one is its head."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
@@ -78,7 +85,7 @@ def write_section(title: str, text: str) -> None:
     section = f"""<!-- {name} -->
 ## {title}
 
-`make bench ARGS="{arguments}"`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,
+`make bench ARGS="{arguments}"`, {date.today()}, {os.cpu_count()} cores of {processor()},
 Python {platform.python_version()}, commit {commit.stdout.strip() or "unknown"}.
 
 {wrapped}
