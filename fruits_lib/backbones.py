@@ -186,7 +186,7 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
         return _cached(spec, weights_file).read_bytes()
     content = in_tensorflow(_convert, spec, weights_file)
     with suppress(OSError):  # a cache that cannot be written costs time, no more
-        file = _cached(spec, weights_file)  # anew: Keras may have downloaded the weights
+        file = _cached(spec, weights_file)  # again: Keras may have downloaded the weights
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
             part.write(content)
