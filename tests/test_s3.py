@@ -222,15 +222,17 @@ def test_a_listing_of_three_pages(spark, bucket):
     assert list_files(spark, bucket.uri("photographs")).files == 2500
 
 
-def test_objects_that_cannot_be_read_are_rejects(spark, sample, tiny, bucket):
+def test_objects_that_cannot_be_read_are_rejects(spark, sample, tiny, bucket, request):
+    # S3 has keys with an empty part, MinIO refuses them.
+    folder = "Lemon/" if request.config.getoption("--s3") == "moto" else "Lemon"
     for number in range(3):
-        bucket.put(f"photographs/Lemon//{number}.jpg", photograph(sample))
+        bucket.put(f"photographs/{folder}/{number}.jpg", photograph(sample))
     run, network = indexed(spark, bucket, tiny)
-    bucket.client.delete_object(Bucket=bucket.name, Key="photographs/Lemon//1.jpg")
+    bucket.client.delete_object(Bucket=bucket.name, Key=f"photographs/{folder}/1.jpg")
     result = write_features(run, network, max_reject_ratio=1)
     assert (result.features, result.rejects) == (2, 1)
     (row,) = open_run(spark, run.uri).read_table("rejects").collect()
-    assert row.path == "Lemon//1.jpg"
+    assert row.path == f"{folder}/1.jpg"
     assert row.reason.startswith("cannot be read: GetObject: NoSuchKey: ")
 
 
