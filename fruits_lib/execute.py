@@ -95,7 +95,7 @@ def _execute(
 
     One that has nothing to do is left out, or, if it `must_run`, raises FruitsError.
     """
-    # jsonschema would build 38 grammars, for seconds, to check IRIs, which notebooks do not have.
+    # jsonschema would spend seconds on 38 grammars that check IRIs, which notebooks do not have.
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from papermill.exceptions import PapermillExecutionError

@@ -96,12 +96,11 @@ def list_files(spark: SparkSession, data: str) -> Listing:
     root = data.rsplit("/", 1)[-1]
     listing, unknown = Listing(), []
     for file in sorted(found, key=lambda file: file.path):
-        name = file.path.rsplit("/", 1)[-1]
         if file.fault:
             _set_aside(listing, file.path, file.fault)
         elif any(part.startswith((".", "_")) for part in file.path.split("/")):
             _set_aside(listing, file.path, HIDDEN)
-        elif _EXTENSIONS.fullmatch(_extension(name)):
+        elif _EXTENSIONS.fullmatch(_extension(file.path)):
             listing.images.append(_row(file, root))
         else:
             unknown.append(file)
@@ -185,7 +184,7 @@ def times(index: DataFrame) -> list[tuple]:
     return list(map(tuple, rows))
 
 
-def photographs(spark: SparkSession, data: str, rows: Iterable[tuple], columns: str) -> DataFrame:
+def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str) -> DataFrame:
     """Return photographs of the index as the input of the functions of `udf`.
 
     Parameters
@@ -193,7 +192,7 @@ def photographs(spark: SparkSession, data: str, rows: Iterable[tuple], columns: 
     spark : SparkSession
     data : str
         The qualified data folder.
-    rows : iterable of tuple
+    rows : list of tuple
         Values of `columns`; the first is the path, the last the length.
     columns : str
         Their schema.
@@ -204,7 +203,6 @@ def photographs(spark: SparkSession, data: str, rows: Iterable[tuple], columns: 
         `columns`, and uri where the workers read the files themselves (local files, S3), or
         content where only Hadoop can.
     """
-    rows = list(rows)
     table = spark.createDataFrame(rows, columns)
     if data.startswith("file:") or storage.is_s3(data):
         cores = spark.sparkContext.defaultParallelism
@@ -231,11 +229,11 @@ def _row(file: _File, root: str) -> tuple:
 
 
 def _set_aside(listing: Listing, path: str, reason: str) -> None:
-    listing.set_aside.append((path, reason, _extension(path.rsplit("/", 1)[-1])))
+    listing.set_aside.append((path, reason, _extension(path)))
 
 
-def _extension(name: str) -> str:
-    return name[name.rindex(".") :].lower() if "." in name else ""
+def _extension(path: str) -> str:
+    return found[0].lower() if (found := re.search(r"\.[^./]*\Z", path)) else ""
 
 
 # --- three kinds of file system -----------------------------------------------------------------

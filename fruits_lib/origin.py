@@ -136,7 +136,7 @@ def check_sample(
         entry["max_pixels"],
         "accept" if entry["accept_truncated"] else "reject",
     )
-    photographs = files.photographs(run.spark, run.data, map(tuple, rows), _COLUMNS)
+    photographs = files.photographs(run.spark, run.data, rows, _COLUMNS)
     computed = photographs.mapInArrow(run_backbone, udf.SCHEMA).collect()
     other_reasons = [
         f"{row.path} ({reasons[row.path]!r}, now {row.reason!r})"
