@@ -45,4 +45,6 @@ def test_the_file_of_every_network_computes_what_keras_does(exported, name):
     features = np.load(exported / f"{name}.npy")
     pixels = np.load(exported / f"{NETWORKS[name].smallest}.npy")
     assert features.shape == (8, NETWORKS[name].width)
-    assert np.abs(in_litert(content, pixels) - features).max() <= 1e-3 * features.max()
+    # Another preprocessing differs by a tenth of the largest feature or more, rounding by 1e-6 to
+    # 1e-3 of it: random weights amplify what the processor rounds, EfficientNetV2B0's most of all.
+    assert np.abs(in_litert(content, pixels) - features).max() <= 1e-2 * features.max()
