@@ -114,8 +114,9 @@ def write(
     with run.step("featurize") as entry:
         started = time.monotonic()
         images = run.require("load")["images"]
-        first = max(batches.complete(run), default=-1) + 1
-        rows = _count(run)
+        before = batches.complete(run)
+        first = max(before, default=-1) + 1
+        rows = _count(run) if before else {"features": 0, "rejects": 0}
         done = rows["features"] + rows["rejects"]
         # An image is large where a row is small: few per Arrow batch, or Python workers need
         # gigabytes.

@@ -15,6 +15,8 @@ from fruits_lib.stages import STAGES
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
+KERNEL = {"name": "python3", "display_name": "Python 3"}
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -110,11 +112,17 @@ def nbval(path, folder):
 
 @pytest.mark.slow
 def test_nbval_sees_one_changed_figure(tmp_path):
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    shown = next(output for output in outputs if "123 images" in output.get("text", ""))
+    """In what 01 prints, shown again by cells that print nothing else."""
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
+    printed = [output for cell in code_cells(NOTEBOOKS[0]) for output in cell.outputs]
+    for number, output in enumerate((output for output in printed if "text" in output), start=1):
+        source = f"print({output.text!r}, end='')"
+        stream = nbformat.v4.new_output("stream", text=output.text)
+        cell = nbformat.v4.new_code_cell(source, execution_count=number, outputs=[stream])
+        notebook.cells.append(cell)
     nbformat.write(notebook, tmp_path / "right.ipynb")
-    shown["text"] = shown["text"].replace("123 images", "124 images")
+    (shown,) = [cell.outputs[0] for cell in notebook.cells if "123 images" in cell.outputs[0].text]
+    shown.text = shown.text.replace("123 images", "124 images")
     nbformat.write(notebook, tmp_path / "wrong.ipynb")
 
     right, _ = nbval(tmp_path / "right.ipynb", tmp_path)

@@ -6,21 +6,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nbformat
-import pyarrow.fs
-import pyarrow.parquet as pq
 import pytest
 from pipeline import apply_model, check, pick_k, write_features, write_index, write_scores
-from servers import KEY, REGION
 
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.files import list_files
 from fruits_lib.runs import open_run
-from fruits_lib.sample import GOOD, REJECTS, SET_ASIDE
+from fruits_lib.sample import GOOD
 
-BIN = Path(sys.executable).parent
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FRUITS = Path(sys.executable).with_name("fruits")
 NAMES = [
     "a b.png",
     "100%.png",
@@ -31,11 +26,6 @@ NAMES = [
     "🍎.png",
     "[x]{y}.png",
 ]
-
-
-def command(name, *arguments):
-    """Run a command as a user does; return the finished process."""
-    return subprocess.run([BIN / name, *map(str, arguments)], capture_output=True, text=True)
 
 
 def photograph(sample):
@@ -61,88 +51,6 @@ def stages(spark, data, run_dir, weights):
     return run
 
 
-@pytest.fixture(scope="module")
-def whole(server, new_bucket, sample):
-    """One `fruits run`, from a bucket to it: (bucket, its photographs before, finished process)."""
-    bucket = new_bucket()
-    bucket.upload(sample, "photographs")
-    before = bucket.listing("photographs/")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        answer = command(
-            *("fruits", "run", "--data", bucket.uri("photographs")),
-            *("--run-dir", bucket.uri("runs/first")),
-            *("-p", "weights=random", "-p", "input_size=64"),
-        )
-    assert answer.returncode == 0, answer.stderr
-    return bucket, before, answer
-
-
-@pytest.mark.slow
-class TestAWholeRun:
-    def test_every_image_is_counted_and_every_check_passes(self, whole):
-        recorded = json.loads(whole[0].get("runs/first/manifest.json"))
-        assert recorded["load"]["images"] == GOOD + REJECTS
-        assert recorded["load"]["files"] == GOOD + REJECTS + SET_ASIDE
-        assert recorded["featurize"]["features"] == GOOD
-        assert recorded["verify"]["failed"] == 0
-
-    def test_executed_notebooks_and_report_lie_in_the_bucket(self, whole):
-        for path in NOTEBOOKS.glob("[0-9]*.ipynb"):
-            text = whole[0].get(f"runs/first/notebooks/{path.name}").decode()
-            cells = nbformat.reads(text, as_version=4).cells
-            assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
-        assert b"28 of 28" in whole[0].get("runs/first/report.html")
-
-    def test_the_photographs_are_not_touched(self, whole):
-        bucket, before, _ = whole
-        assert bucket.listing("photographs/") == before
-
-    def test_pyarrow_reads_the_features(self, whole, server):
-        s3 = pyarrow.fs.S3FileSystem(
-            access_key=KEY["AWS_ACCESS_KEY_ID"],
-            secret_key=KEY["AWS_SECRET_ACCESS_KEY"],
-            endpoint_override=server.endpoint,
-            region=REGION,
-        )
-        table = pq.read_table(f"{whole[0].name}/runs/first/features", filesystem=s3)
-        assert table.num_rows == GOOD
-
-    def test_keys_are_nowhere(self, whole):
-        bucket, _, answer = whole
-        written = [bucket.get(key) for key in bucket.listing("runs/")]
-        for secret in KEY.values():
-            assert secret not in answer.stdout + answer.stderr
-            assert not any(secret.encode() in content for content in written)
-
-    def test_a_finished_run_is_not_overwritten_without_being_told(self, whole, server, monkeypatch):
-        bucket = whole[0]
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        before = bucket.listing("runs/")
-        answer = command(
-            *("fruits", "run", "--data", bucket.uri("photographs")),
-            *("--run-dir", bucket.uri("runs/first"), "-p", "weights=random"),
-        )
-        assert answer.returncode == 1
-        assert "--overwrite" in answer.stderr.splitlines()[-1]
-        assert bucket.listing("runs/") == before
-
-    def test_papermill_runs_a_notebook_of_the_bucket(self, whole, server, monkeypatch):
-        bucket = whole[0]
-        for name, value in {**server.environment, "AWS_DEFAULT_REGION": REGION}.items():
-            monkeypatch.setenv(name, value)
-        bucket.put("notebooks/03.ipynb", (NOTEBOOKS / "03_pick_k.ipynb").read_bytes())
-        answer = command(
-            *("papermill", bucket.uri("notebooks/03.ipynb"), bucket.uri("out/03.ipynb")),
-            *("-p", "run_dir", bucket.uri("runs/first"), "-p", "variance", "0.5"),
-            *("-p", "overwrite", "True"),
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert b"explained variance" in bucket.get("out/03.ipynb")
-
-
 @pytest.mark.slow
 def test_a_folder_in_and_a_bucket_out(spark, sample, tiny, bucket):
     bucket.put("weights/tiny.tflite", tiny.read_bytes())
@@ -163,7 +71,8 @@ def test_a_notebook_without_data_finds_the_bucket_by_its_run_folder(sample, buck
         bucket.put(f"photographs/Lemon/{number}.jpg", photograph(sample))
     photographs, quick = bucket.uri("photographs"), ("-p", "weights=random", "-p", "input_size=32")
     for own in (("--only", "01", "--data", photographs), ("--only", "02", *quick)):
-        answer = command("fruits", "run", "--run-dir", tmp_path / "run", *own)
+        command = [FRUITS, "run", "--run-dir", tmp_path / "run", *own]
+        answer = subprocess.run(command, capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
     recorded = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
     assert recorded["featurize"]["features"] == 3
