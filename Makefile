@@ -52,8 +52,8 @@ test-faults: setup  ## Test kills, damage and two runs at once (builds MinIO onc
 
 test-s3: setup  ## Test buckets on a real S3 server and its faults (10 min; builds MinIO once, with Go)
 	scripts/fetch-tools.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --s3 minio --durations=12 \
-	  tests/test_s3.py tests/test_storage.py tests/test_preflight.py tests/real_s3
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	  --s3 minio --durations=12 tests/real_s3 tests/test_s3.py tests/test_storage.py tests/test_preflight.py
 
 test-node: setup  ## Test bootstrap.sh in a fresh Debian (12 min; as root, needs mmdebstrap)
 	$(BIN)/python -m pytest -rsP tests/node

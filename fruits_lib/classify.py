@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from fruits_lib import answers, splits
 from fruits_lib.checks import Verification
 from fruits_lib.errors import FruitsError
-from fruits_lib.models import regression_of
+from fruits_lib.models import regression_of, save_model
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.splits import Parts
@@ -216,7 +216,7 @@ def write(
     """
     regression = regression_of(classifier)
     with run.step("classify") as entry:
-        classifier.write().overwrite().save(run.path("classifier"))
+        save_model(run, classifier, "classifier")
         run.write_npz("classifier.npz", vars(regression))
         labels.drop("part").write.mode("overwrite").parquet(run.path("labels"))
         entry.update(

@@ -52,6 +52,9 @@ def s3a_settings() -> dict[str, str]:
         "fs.s3a.aws.credentials.provider": (
             "com.amazonaws.auth.DefaultAWSCredentialsProviderChain"
         ),
+        # A rename copies: each task moves its file to its place, not a second time at the end of
+        # the job. Half a table is never shown: its stage is recorded, or its batch has _SUCCESS.
+        "mapreduce.fileoutputcommitter.algorithm.version": "2",
     }
     s3 = aws.client("s3")
     endpoint = urlsplit(s3.meta.endpoint_url)

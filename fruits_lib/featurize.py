@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
@@ -21,6 +22,7 @@ from fruits_lib.session import settings
 from fruits_lib.udf import LARGEST_IMAGE
 
 IMAGES_PER_CORE = 2000  # per batch: enough to hide its overhead, few to compute again
+FILE_BYTES = 32 * 2**20  # of features: a file costs whoever reads it eight requests on S3
 UPDATES = 200  # of the progress bar at most: a notebook keeps them all
 
 
@@ -121,12 +123,13 @@ def write(
         # An image is large where a row is small: few per Arrow batch, or Python workers need
         # gigabytes.
         few = settings(run.spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
-        computed = 0
+        row_bytes = network.width * np.dtype(np.float32).itemsize
+        parts = 1 + _batch_size(run, batch_size) * row_bytes // FILE_BYTES
         with few, _progress(run, images, done, batch_size) as batch_done:
             for batch_id, batch in enumerate(featurized, first):
-                computed += _write_batch(run, batch_id, batch, network.sha256)
-                batch_done(computed)
+                batch_done(_write_batch(run, batch_id, batch, network.sha256, parts))
         rows = _count(run)
+        computed = rows["features"] + rows["rejects"] - done
         result = Featurized(images, **rows, computed=computed, width=network.width)
         entry.update(
             **asdict(network.spec),
@@ -197,8 +200,11 @@ def _count(run: Run) -> dict[str, int]:
     return {**features.first().asDict(), "rejects": batches.read(run, "rejects").count()}
 
 
-def _write_batch(run: Run, batch_id: int, batch: DataFrame, sha256: str) -> int:
-    """Write one batch in one pass of the network, and return its number of images."""
+def _write_batch(run: Run, batch_id: int, batch: DataFrame, sha256: str, parts: int) -> int:
+    """Write a batch as so many files in one pass of the network; return its number of images.
+
+    Tasks are more than files, so that the cores end at once: rows go through a shuffle.
+    """
     rejected = F.when(F.col("reason").isNotNull(), F.struct("path", "label", "split", "reason"))
     # Observed while the features are written: a second action would run the network again.
     observed = Observation(f"batch {batch_id}")
@@ -208,8 +214,10 @@ def _write_batch(run: Run, batch_id: int, batch: DataFrame, sha256: str) -> int:
         F.to_json(F.collect_list(rejected)).alias("rejects"),
     )
     rows = counted.filter("reason is null").withColumn("weights_sha256", F.lit(sha256))
-    batches.write_features(run, batch_id, rows.drop("reason"))
-    batches.write_rejects(run, batch_id, json.loads(observed.get["rejects"]))
+    batches.write_features(run, batch_id, rows.drop("reason").repartition(parts, "path"))
+    # Spark observes a task again that it repeats after an executor is lost.
+    rejects = {reject["path"]: reject for reject in json.loads(observed.get["rejects"])}
+    batches.write_rejects(run, batch_id, list(rejects.values()))
     return observed.get["images"]
 
 
@@ -234,10 +242,11 @@ def _progress(run: Run, images: int, done: int, batch_size: int) -> Iterator:
             stages = [tracker.getStageInfo(id) for id in tracker.getActiveStageIds()]
             tasks = sum(stage.numTasks for stage in stages if stage)
             share = sum(stage.numCompletedTasks for stage in stages if stage) / max(tasks, 1)
-            bar.update(finished[0] + int(share * min(size, images - finished[0])) - bar.n)
+            estimate = finished[0] + int(share * min(size, images - finished[0]))
+            bar.update(max(estimate - bar.n, 0))  # the tasks that write begin again at 0
 
     def batch_done(computed: int) -> None:
-        finished[0] = done + computed
+        finished[0] += computed
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

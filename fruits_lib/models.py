@@ -1,5 +1,7 @@
 """The fitted models of a run: stock Spark ML, and the classifier's numbers for NumPy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import numpy as np
@@ -15,21 +17,39 @@ CLASSIFIER = [StandardScalerModel, PCAModel, LogisticRegressionModel, IndexToStr
 
 
 def load_model(run: Run, name: str = "model") -> PipelineModel:
-    """Load `model/` or `classifier/` of a run, whatever its folder is called.
+    """Load `model/` or `classifier/` of a run, whatever its folder is called."""
+    with _copy(run) as copy:
+        _copy_files(run, run.path(name), copy)
+        return PipelineModel.load(copy)
 
-    From a copy: Spark ML takes commas and colons in a path for its own.
+
+def save_model(run: Run, model: PipelineModel, name: str = "model") -> None:
+    """Save `model/` or `classifier/` of a run, in place of what was there."""
+    with _copy(run) as copy:
+        model.save(copy)
+        run.delete(name)
+        _copy_files(run, copy, run.path(name))
+
+
+@contextmanager
+def _copy(run: Run) -> Iterator[str]:
+    """Yield the URI of a temporary folder for a model, which Spark ML reads and writes.
+
+    Spark ML takes commas and colons in a path for its own, and asks S3 a hundred times a stage.
     """
     copy = qualify(run.spark, f"{scratch_folder(run.spark)}/model-{uuid4().hex}")
-    (of_run, path), (of_copy, target) = (
-        file_system(run.spark, uri) for uri in (run.path(name), copy)
-    )
-    conf = run.spark.sparkContext._jsc.hadoopConfiguration()
     try:
-        copy_files = run.spark._jvm.org.apache.hadoop.fs.FileUtil.copy
-        copy_files(of_run, path, of_copy, target, False, conf)
-        return PipelineModel.load(copy)
+        yield copy
     finally:
-        of_copy.delete(target, True)
+        fs, path = file_system(run.spark, copy)
+        fs.delete(path, True)
+
+
+def _copy_files(run: Run, source: str, target: str) -> None:
+    (of_source, path), (of_target, to) = (file_system(run.spark, uri) for uri in (source, target))
+    conf = run.spark.sparkContext._jsc.hadoopConfiguration()
+    copy = run.spark._jvm.org.apache.hadoop.fs.FileUtil.copy
+    copy(of_source, path, of_target, to, False, conf)
 
 
 def regression_of(classifier: PipelineModel) -> Regression:

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from fruits_lib import pca, scores_csv
 from fruits_lib.errors import FruitsError
 from fruits_lib.files import SPLITS
+from fruits_lib.models import save_model
 from fruits_lib.runs import Run
 
 
@@ -135,7 +136,7 @@ def write_scores(
     """
     derived = {name: getattr(components, name) for name in ("scale", "explained_variance_ratio")}
     with run.step("pca") as entry:
-        model.write().overwrite().save(run.path("model"))
+        save_model(run, model)
         run.write_npz("model.npz", {**vars(components), **derived})
         scores.write.mode("overwrite").parquet(run.path("pca"))
         run.delete(scores_csv.FOLDER)
@@ -176,11 +177,15 @@ def extremes(run: Run, components: int = 4, images: int = 4) -> pd.DataFrame:
     pandas.DataFrame
         component (from 1), end ("low" or "high"), path, label, score; lowest first, highest first.
     """
-    table, parts = run.read_table("pca"), []
-    for number in range(1, min(components, run.require("pca")["k"]) + 1):
+    shown, parts = min(components, run.require("pca")["k"]), []
+    first = F.slice("pca", 1, shown).alias("pca")
+    table = run.read_table("pca").select("path", "label", first).cache()  # read eight times
+    for number in range(1, shown + 1):
         scores = table.select("path", "label", F.element_at("pca", number).alias("score"))
         for end, score in (("low", F.col("score")), ("high", F.col("score").desc())):
             found = scores.orderBy(score, "path").limit(images)
             names = F.lit(number).alias("component"), F.lit(end).alias("end")
             parts.append(found.select(*names, "*"))
-    return reduce(DataFrame.union, parts).toPandas()
+    found = reduce(DataFrame.union, parts).toPandas()
+    table.unpersist()
+    return found

@@ -62,14 +62,22 @@ def file_system(spark: SparkSession, uri: str):
 
 def read_bytes(spark: SparkSession, uri: str) -> bytes:
     """Return the content of one file on any Hadoop file system, or raise FruitsError."""
-    if uri.startswith("file:"):
+    content = _content(spark, uri)
+    if content is None:
+        raise FruitsError(f"{uri} does not exist: check the path")
+    return content
+
+
+def _content(spark: SparkSession, uri: str) -> bytes | None:
+    """Return the content of one file, None if there is no such file."""
+    if uri.startswith("file:") or storage.is_s3(uri):  # Hadoop would ask S3 five times
         try:
-            return storage.local_path(uri).read_bytes()
-        except FileNotFoundError:
-            raise FruitsError(f"{uri} does not exist: check the path") from None
+            return storage.read_bytes(uri)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     fs, path = file_system(spark, uri)
     if not fs.exists(path):
-        raise FruitsError(f"{uri} does not exist: check the path")
+        return None
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         # Through a local file, not py4j: a backbone of 100 MB stays out of the JVM's heap.
@@ -93,6 +101,10 @@ def write_bytes(spark: SparkSession, uri: str, content: bytes) -> None:
         copy = Path(folder, "copy")
         copy.write_bytes(content)
         fs.copyFromLocalFile(True, True, _local(spark, copy), path)
+
+
+def _schema(table: str) -> str:
+    return TABLES[table.partition("/")[0]]
 
 
 def _local(spark: SparkSession, path: Path):
@@ -136,8 +148,11 @@ class Run:
 
     def read_bytes(self, name: str) -> bytes:
         """Return the content of a file of this run; see `require`."""
-        self._require_part(name)
-        return read_bytes(self.spark, self.path(name))
+        self._require_writer(name)
+        content = _content(self.spark, self.path(name))
+        if content is None:
+            raise self._missing(name)
+        return content
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file of this run, in place of what was there."""
@@ -155,36 +170,50 @@ class Run:
 
     def read_table(self, name: str) -> DataFrame:
         """Return one of `TABLES`; see `require`. A table without files has no row."""
-        self._require_part(name)
-        return self.read_parquet(name)
+        self._require_writer(name)
+        table = self._read(name)
+        if table is None:
+            raise self._missing(name)
+        return table
 
     def read_parquet(self, name: str) -> DataFrame:
         """Return one of `TABLES`, or one of its folders, whatever the manifest says."""
-        schema = TABLES[name.partition("/")[0]]
-        if not self.exists(name):
-            return self.spark.createDataFrame([], schema)
+        table = self._read(name)
+        return self.spark.createDataFrame([], _schema(name)) if table is None else table
+
+    def _read(self, name: str) -> DataFrame | None:
+        from pyspark.errors import AnalysisException
+
         # Names are names: without the option, brackets and stars in them would be a pattern.
-        reader = self.spark.read.schema(schema).option("__globPaths__", "false")
-        return reader.parquet(self.path(name))
+        reader = self.spark.read.schema(_schema(name)).option("__globPaths__", "false")
+        try:
+            return reader.parquet(self.path(name))
+        except AnalysisException as error:
+            if error.getErrorClass() == "PATH_NOT_FOUND":
+                return None
+            raise
 
     def require(self, stage: str) -> dict:
         """Return what a stage recorded; raise FruitsError if it must run first, or again."""
         return recorded(self.manifest(), self.uri, stage)
 
-    def _require_part(self, name: str) -> None:
+    def _require_writer(self, name: str) -> None:
+        """Raise FruitsError if the stage that writes a part must run first, or again."""
         part = name.partition("/")[0]
-        stage = WRITTEN_BY.get(part)
-        if stage and part != "backbone":  # which is there before its features are
-            self.require(stage)
-        if not self.exists(name):
-            way_out = f"run {STAGES[stage]} again" if stage else "check the path"
-            raise FruitsError(f"{self.path(name)} is missing: {way_out}")
+        if part in WRITTEN_BY and part != "backbone":  # which is there before its features are
+            self.require(WRITTEN_BY[part])
+
+    def _missing(self, name: str) -> FruitsError:
+        stage = WRITTEN_BY.get(name.partition("/")[0])
+        way_out = f"run {STAGES[stage]} again" if stage else "check the path"
+        return FruitsError(f"{self.path(name)} is missing: {way_out}")
 
     def manifest(self) -> dict:
         """Return what the stages recorded so far; a new run's manifest when there is none."""
-        if not self.exists("manifest.json"):
+        content = _content(self.spark, self.path("manifest.json"))
+        if content is None:
             return {"run": self.uri, "created": _now()}
-        return _parsed(read_bytes(self.spark, self.path("manifest.json")), self.uri)
+        return _parsed(content, self.uri)
 
     @contextmanager
     def step(self, stage: str) -> Iterator[dict]:

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
@@ -59,9 +60,19 @@ def ipython_shell():
 # --- files --------------------------------------------------------------------------------------
 
 
+def _s3():
+    """Return the client of this environment; a new one takes as long as two requests."""
+    return _client(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+@lru_cache(maxsize=1)
+def _client(environment: frozenset):
+    return aws.client("s3", config=aws.RETRIES)
+
+
 def reader():
     """Return a function that reads one object by its `s3://` URI, whole, from any thread."""
-    s3 = aws.client("s3", config=aws.RETRIES)
+    s3 = _s3()
 
     def read(uri: str) -> bytes:
         bucket, key = uri.split("://", 1)[1].split("/", 1)
@@ -101,7 +112,7 @@ def files_in(uri: str) -> list[str]:
     folder = uri.rstrip("/") + "/"
     if is_s3(uri):
         bucket, key = bucket_and_key(uri)
-        pages = aws.client("s3", config=aws.RETRIES).get_paginator("list_objects_v2")
+        pages = _s3().get_paginator("list_objects_v2")
         try:
             found = pages.paginate(Bucket=bucket, Prefix=f"{key}/", Delimiter="/")
             keys = [entry["Key"] for page in found for entry in page.get("Contents", [])]
@@ -128,9 +139,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     if is_s3(uri):
         bucket, key = bucket_and_key(uri)
         try:
-            aws.client("s3", config=aws.RETRIES).put_object(
-                Bucket=bucket, Key=key, Body=content, ContentType=content_type(key)
-            )
+            _s3().put_object(Bucket=bucket, Key=key, Body=content, ContentType=content_type(key))
         except (ClientError, BotoCoreError) as error:
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
     elif path := local_path(uri):

@@ -206,6 +206,18 @@ def test_workers_get_few_images_at_a_time(spark, tiny, tmp_path, monkeypatch):
     assert (max(sizes), sum(sizes)) == (64, 150)
 
 
+@pytest.mark.parametrize(("size", "files"), [(2**20, 1), (50 * 1280 * 4, 4)])
+def test_files_have_a_size_whatever_the_number_of_tasks(
+    spark, tiny, tmp_path, monkeypatch, size, files
+):
+    for number in range(150):
+        photograph(tmp_path / f"data/label/{number}.png")
+    run, backbone = start(spark, tmp_path / "run", tmp_path / "data", tiny)
+    monkeypatch.setattr(stage, "FILE_BYTES", size)
+    write_features(run, backbone, batch_size=150)
+    assert len(list(tmp_path.glob("run/features/batch_id=0/*.parquet"))) == files
+
+
 # --- rejects ------------------------------------------------------------------------------------
 
 

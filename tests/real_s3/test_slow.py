@@ -1,0 +1,45 @@
+"""Whole runs on a bad line to the real server, in a file of their own: they wait, others work."""
+
+import random
+from contextlib import ExitStack, closing
+
+import pytest
+from running import Running
+from servers import Faults, slow_down
+
+
+@pytest.fixture(scope="module")
+def slow(photographs, server, tmp_path_factory):
+    """Runs that mostly wait, so that they wait together: (by fault, requests that were refused)."""
+    folder = tmp_path_factory.mktemp("proxies")
+    random.seed(0)
+    with ExitStack() as stack:
+        latency = stack.enter_context(closing(Faults(server, folder / "latency.log")))
+        latency.add("latency", latency=100, jitter=50)
+        resets = stack.enter_context(closing(Faults(server, folder / "resets.log")))
+        resets.add("reset_peer", toxicity=0.1, timeout=100)
+        busy, refused = stack.enter_context(slow_down(server, 0.25))
+        endpoints = {"latency": latency.endpoint, "resets": resets.endpoint, "busy": busy}
+        # One batch: each has its round trips.
+        runs = {
+            name: Running(photographs, server, name, endpoint, batch_size=0)
+            for name, endpoint in endpoints.items()
+        }
+        yield runs, refused
+        for running in runs.values():
+            if running.process.poll() is None:
+                running.kill()
+
+
+def test_latency(slow):
+    slow[0]["latency"].finish()
+
+
+def test_resets(slow):
+    slow[0]["resets"].finish()
+
+
+def test_a_quarter_of_the_requests_is_refused(slow):
+    runs, refused = slow
+    runs["busy"].finish()
+    assert len(refused) > 50
