@@ -120,12 +120,15 @@ def write(
         first = max(before, default=-1) + 1
         rows = _count(run) if before else {"features": 0, "rejects": 0}
         done = rows["features"] + rows["rejects"]
-        # An image is large where a row is small: few per Arrow batch, or Python workers need
-        # gigabytes.
-        few = settings(run.spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": "64"})
+        fitting = {
+            # An image is large where a row is small: with more, Python workers need gigabytes.
+            "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
+            # Adaptive execution drops what observes a batch from the plan if all are rejects.
+            "spark.sql.adaptive.enabled": "false",
+        }
         row_bytes = network.width * np.dtype(np.float32).itemsize
         parts = 1 + _batch_size(run, batch_size) * row_bytes // FILE_BYTES
-        with few, _progress(run, images, done, batch_size) as batch_done:
+        with settings(run.spark, fitting), _progress(run, images, done, batch_size) as batch_done:
             for batch_id, batch in enumerate(featurized, first):
                 batch_done(_write_batch(run, batch_id, batch, network.sha256, parts))
         rows = _count(run)
