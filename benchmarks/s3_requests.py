@@ -3,7 +3,7 @@
     make bench-s3
 
 A proxy between run and server writes down every request. Two runs of different sizes, of one
-batch and of three on two cores, tell what each photograph costs from what each run costs. The
+batch and of four on two cores, tell what each photograph costs from what each run costs. The
 network is a tiny one of random weights, which changes no number of requests. The log of the larger
 run stays in the file that --log names.
 """
@@ -27,7 +27,7 @@ KINDS = ("GET", "HEAD", "LIST", "PUT", "DELETE")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographs", type=int, nargs=2, default=(4000, 12000))
+    parser.add_argument("--photographs", type=int, nargs=2, default=(3000, 12000))
     parser.add_argument("--log", type=Path, help="Where the requests of the larger run go.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -21,7 +21,7 @@ from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.udf import LARGEST_IMAGE
 
-IMAGES_PER_CORE = 2000  # per batch: enough to hide its overhead, few to compute again
+IMAGES_PER_CORE = 1500  # per batch: enough to hide its overhead, few to compute again
 FILE_BYTES = 32 * 2**20  # of features: a file costs whoever reads it eight requests on S3
 UPDATES = 200  # of the progress bar at most: a notebook keeps them all
 
@@ -56,7 +56,7 @@ def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFra
     run : Run
     network : Backbone
     batch_size : int
-        Images per batch, which a killed run computes again at most; 0 takes 2,000 per core.
+        Images per batch, which a killed run computes again at most; 0 takes 1,500 per core.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def check_featurize(
             f"max_reject_ratio={max_reject_ratio} is outside 0 to 1: choose one inside"
         )
     if batch_size < 0:
-        raise FruitsError(f"batch_size={batch_size} is below 0: choose 0 for 2,000 images per core")
+        raise FruitsError(f"batch_size={batch_size} is below 0: choose 0 for 1,500 images per core")
     if truncated not in ("reject", "accept"):
         raise FruitsError(f"truncated={truncated!r} is not known: choose reject or accept")
 

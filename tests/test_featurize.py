@@ -454,7 +454,7 @@ def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
         ((1, -0.1), r"^max_reject_ratio=-0\.1 is outside 0 to 1: choose one inside$"),
         ((1, 1.1), r"^max_reject_ratio=1\.1 is outside"),
         ((1, float("nan")), r"^max_reject_ratio=nan is outside"),
-        ((1, 0.1, -1), r"^batch_size=-1 is below 0: choose 0 for 2,000 images per core$"),
+        ((1, 0.1, -1), r"^batch_size=-1 is below 0: choose 0 for 1,500 images per core$"),
         ((1, 0.1, 0, "keep"), r"^truncated='keep' is not known: choose reject or accept$"),
     ],
 )
