@@ -1,5 +1,6 @@
 """A `fruits run` against the real server, in a process of its own."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 FRUITS = Path(sys.executable).with_name("fruits")
 IMAGES = 36
 
@@ -15,18 +18,14 @@ IMAGES = 36
 class Running:
     """A `fruits run` of the photographs, from the bucket to it, in a process of its own."""
 
-    def __init__(self, bucket, server, name: str, endpoint: str = "", batch_size: int = 12):
+    def __init__(self, bucket, server, name: str, endpoint: str = "", *options: str):
         self.bucket, self.name = bucket, name
         self.log = server.folder.with_name(f"{name}.log")
+        endpoint = {"AWS_ENDPOINT_URL": endpoint or server.endpoint}
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [FRUITS, "run", "--data", bucket.uri("photographs"), "--run-dir", bucket.uri(name)]
-                + ["-p", "weights=random", "-p", f"batch_size={batch_size}"],
-                env={
-                    **os.environ,
-                    **server.environment,
-                    "AWS_ENDPOINT_URL": endpoint or server.endpoint,
-                },
+                [FRUITS, "run", "--run-dir", bucket.uri(name), *options],
+                env={**os.environ, **server.environment, **endpoint},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # so that its kernel and Spark can be killed with it
@@ -50,5 +49,14 @@ class Running:
         manifest = json.loads(self.bucket.get(f"{self.name}/manifest.json"))
         found = manifest["featurize"]["features"] + manifest["featurize"]["rejects"]
         assert (manifest["load"]["images"], found) == (IMAGES, IMAGES)
-        assert manifest["verify"]["failed"] == 0
+        assert len(self.paths()) == len(set(self.paths())) == IMAGES
         return manifest
+
+    def paths(self) -> list[str]:
+        """Return the path of every row of features/ and rejects/."""
+        found = []
+        for key in self.bucket.listing(f"{self.name}/"):
+            if key.split("/")[1] in ("features", "rejects") and key.endswith(".parquet"):
+                table = pq.read_table(io.BytesIO(self.bucket.get(key)), columns=["path"])
+                found += table["path"].to_pylist()
+        return found

@@ -1,4 +1,4 @@
-"""A whole run while the real server fails: it finishes, and every image is there once."""
+"""02 while the real server fails: it finishes, and every image is there once."""
 
 import time
 from contextlib import closing
@@ -10,8 +10,16 @@ from servers import Faults
 
 @pytest.fixture
 def start(photographs, server):
-    """A function that starts a run, on the server or on what stands before it."""
-    return lambda name, **options: Running(photographs, server, name, **options)
+    """A function that starts 02, after 01, on the server or on what stands before it."""
+
+    def start(name, endpoint=""):
+        data = ("--data", photographs.uri("photographs"))
+        before = Running(photographs, server, name, "", "--only", "01", "--overwrite", *data)
+        assert before.process.wait() == 0, before.log.read_text()[-2000:]
+        options = ("--only", "02", "-p", "weights=random", "-p", "batch_size=12")
+        return Running(photographs, server, name, endpoint, *options)
+
+    return start
 
 
 def test_the_server_is_killed_and_comes_back(start, server):

@@ -1,51 +1,24 @@
-"""What infrastructure.yaml grants to a cluster's nodes is enough for a run, and no more."""
+"""What infrastructure.yaml grants to a cluster's nodes is no more than a run needs.
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+That it is enough, the run of test_whole_run.py shows, which has these keys.
+"""
 
 import pytest
 from botocore.exceptions import ClientError
-from iam import stack
+from node_keys import node_keys
 
 from fruits_lib import aws
 
-FRUITS = Path(sys.executable).with_name("fruits")
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 
 
 @pytest.fixture
 def node(bucket, sample, monkeypatch):
-    """The environment of a node: keys that may do what the node policy says."""
-    for file in sorted(sample.glob("Training/*/1*.jpg")):
-        bucket.put(f"photographs/{file.relative_to(sample).as_posix()}", file.read_bytes())
-    with stack.account():
-        made = stack.create(BucketName=bucket.name)
-    (inline,) = made.properties["NodeRole"]["Policies"]
-    keys = aws.client("sts").assume_role(
-        RoleArn="arn:aws:iam::123456789012:role/any",
-        RoleSessionName="node",
-        Policy=json.dumps(inline["PolicyDocument"]),
-    )["Credentials"]
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
-        "AWS_SESSION_TOKEN": keys["SessionToken"],
-    }.items():
+    """A bucket and, in the environment, the keys of a node."""
+    bucket.put("photographs/Lemon/1.jpg", b"x")
+    for name, value in node_keys(bucket).items():
         monkeypatch.setenv(name, value)
     return bucket
-
-
-def test_a_whole_run_needs_no_more(node):
-    answer = subprocess.run(
-        [FRUITS, "run", "--data", node.uri("photographs"), "--run-dir", node.uri("runs/first")]
-        + ["-p", "weights=random", "-p", "input_size=32"],
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert json.loads(node.get("runs/first/manifest.json"))["verify"]["failed"] == 0
 
 
 @pytest.mark.parametrize("key", ["photographs/Lemon/new.jpg", "runs2/x", "fruits/bootstrap.sh"])

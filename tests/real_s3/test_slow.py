@@ -20,9 +20,9 @@ def slow(photographs, server, tmp_path_factory):
         resets.add("reset_peer", toxicity=0.1, timeout=100)
         busy, refused = stack.enter_context(slow_down(server, 0.25))
         endpoints = {"latency": latency.endpoint, "resets": resets.endpoint, "busy": busy}
-        # One batch: each has its round trips.
+        options = ("--data", photographs.uri("photographs"), "-p", "weights=random")
         runs = {
-            name: Running(photographs, server, name, endpoint, batch_size=0)
+            name: Running(photographs, server, name, endpoint, *options)
             for name, endpoint in endpoints.items()
         }
         yield runs, refused
@@ -32,14 +32,14 @@ def slow(photographs, server, tmp_path_factory):
 
 
 def test_latency(slow):
-    slow[0]["latency"].finish()
+    assert slow[0]["latency"].finish()["verify"]["failed"] == 0
 
 
 def test_resets(slow):
-    slow[0]["resets"].finish()
+    assert slow[0]["resets"].finish()["verify"]["failed"] == 0
 
 
 def test_a_quarter_of_the_requests_is_refused(slow):
     runs, refused = slow
-    runs["busy"].finish()
+    assert runs["busy"].finish()["verify"]["failed"] == 0
     assert len(refused) > 50

@@ -9,10 +9,12 @@ import nbformat
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from node_keys import node_keys
 from servers import KEY, REGION
 
 from fruits_lib.sample import GOOD, REJECTS, SET_ASIDE
 
+pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 BIN = Path(sys.executable).parent
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -24,12 +26,15 @@ def command(name, *arguments):
 
 @pytest.fixture(scope="module")
 def whole(server, new_bucket, sample):
-    """One `fruits run`, from a bucket to it: (bucket, its photographs before, finished process)."""
+    """One `fruits run` with a node's keys: (bucket, listing before, finished process, keys)."""
     bucket = new_bucket()
     bucket.upload(sample, "photographs")
     before = bucket.listing("photographs/")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
+            patch.setenv(name, value)
+        keys = node_keys(bucket)
+        for name, value in keys.items():
             patch.setenv(name, value)
         answer = command(
             *("fruits", "run", "--data", bucket.uri("photographs")),
@@ -37,7 +42,7 @@ def whole(server, new_bucket, sample):
             *("-p", "weights=random", "-p", "input_size=64"),
         )
     assert answer.returncode == 0, answer.stderr
-    return bucket, before, answer
+    return bucket, before, answer, keys
 
 
 class TestAWholeRun:
@@ -56,7 +61,7 @@ class TestAWholeRun:
         assert b"28 of 28" in whole[0].get("runs/first/report.html")
 
     def test_the_photographs_are_not_touched(self, whole):
-        bucket, before, _ = whole
+        bucket, before, *_ = whole
         assert bucket.listing("photographs/") == before
 
     def test_pyarrow_reads_the_features(self, whole, server):
@@ -70,9 +75,9 @@ class TestAWholeRun:
         assert table.num_rows == GOOD
 
     def test_keys_are_nowhere(self, whole):
-        bucket, _, answer = whole
+        bucket, _, answer, keys = whole
         written = [bucket.get(key) for key in bucket.listing("runs/")]
-        for secret in KEY.values():
+        for secret in [*KEY.values(), *keys.values()]:
             assert secret not in answer.stdout + answer.stderr
             assert not any(secret.encode() in content for content in written)
 
