@@ -35,7 +35,7 @@ class Struck:
     ----------
     answer : subprocess.CompletedProcess
     before, batches : int
-        Micro-batches that were done when the work began, and after the last fault.
+        Batches that were done when the work began, and after the last fault.
     returned : list
         What the faults returned.
     """
