@@ -28,7 +28,7 @@ def check_files(run: Run, counts: dict[str, Row] | None = None, again: str = "")
     ----------
     run : Run
     counts : dict, optional
-        Number of values of each column of each table, to compare with the manifest's.
+        What `verify.read_results` counted in each table, to compare with the manifest's figures.
     again : str
         What to do about a failure; by default, which notebooks to run again.
 
@@ -82,8 +82,6 @@ def _wrong_labels(run: Run, index: list[tuple]) -> list[str]:
 def _wrong_counts(run: Run, index: list, set_aside: set, counts: dict[str, Row]) -> list[str]:
     """Return figures of the manifest that are not those of the tables."""
     manifest, root = run.manifest(), run.data.rsplit("/", 1)[-1]
-    features, fit_split = run.read_parquet("features"), manifest["pick_k"].get("fit_split")
-    fitted = features.filter(F.col("split") == fit_split) if fit_split else features
     labels = [files.label_and_split(path, root)[0] for path, *_ in index]
     found = {
         "load": {
@@ -95,10 +93,10 @@ def _wrong_counts(run: Run, index: list, set_aside: set, counts: dict[str, Row])
         },
         "featurize": {
             "features": counts["features"].path,
-            "truncated": features.filter("truncated").count(),
+            "truncated": counts["features"].cut_off,
             "rejects": counts["rejects"].path,
         },
-        "pick_k": {"images": fitted.count()},
+        "pick_k": {"images": counts["features"].fitted},
         "pca": {"images": counts["pca"].path},
     }
     return [

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from fruits_lib import pca, scores_csv
@@ -72,8 +72,8 @@ class Results:
     """A finished run, read back from its folder; see `read_results`."""
 
     run: Run
-    counts: dict[str, Row]  # values that are not null, by table and column
-    weights: set[str]  # sha256 of the backbone, as recorded and of the file
+    counts: dict[str, Row]  # values that are not null, by table and column; see `_in_features`
+    weights: set[str]  # sha256 of the backbone, as recorded, of the file and of every row
     content: bytes  # the backbone's LiteRT file
     size: int  # side of its input in pixels
     spectrum: pca.Spectrum
@@ -87,14 +87,16 @@ class Results:
         features, scores = self.run.read_table("features"), self.run.read_table("pca")
         index, rejects = self.run.read_table("index"), self.run.read_table("rejects")
         tables = {"indexed": index, "kept": features, "rejected": rejects, "scored": scores}
-        paths = rows_per_path(tables)
+        paths = rows_per_path(tables).cache()  # asked twice, of four tables
         rules = (F.expr(f"count_if({rule})").alias(name) for name, rule in _RULES.items())
         matched = paths.filter(f"{_ONE_ROW} and kept = 1 and scored = 1").select("path", "scored")
         fit_split = self.spectrum.fit_split
         fitted = F.col("split").eqNullSafe(fit_split) if fit_split else F.lit(True)
         features = features.withColumn("fitted", fitted)
         found = _measure(features, scores.join(matched, "path"), self.model)
-        return found | paths.agg(*rules).first().asDict()
+        found |= paths.agg(*rules).first().asDict()
+        paths.unpersist()
+        return found
 
     @cached_property
     def row_checks(self) -> list[Check]:
@@ -106,17 +108,19 @@ def read_results(run: Run) -> Results:
 
     Raises FruitsError if a part is missing, cannot be read, or has another width than the others.
     """
-    counts = {}
+    counts, more = {}, {"features": _in_features(run)}
     for name in (name for name in TABLES if WRITTEN_BY[name] in needed("verify")):
         with reading(run, name, STAGES[WRITTEN_BY[name]]):
             table = run.read_table(name)  # every column of every file
-            counts[name] = table.agg(*(F.count(c).alias(c) for c in table.columns)).first()
+            asked = [F.count(c).alias(c) for c in table.columns]
+            counts[name] = table.agg(*asked, *more.get(name, [])).first()
     recorded = run.require("featurize")
     with reading(run, "backbone/backbone.json", "02_featurize"):
         entry = json.loads(run.read_bytes("backbone/backbone.json"))
         spec = BackboneSpec.of(entry)
         content = run.read_bytes(f"backbone/{spec.name}.tflite")
         weights = {recorded["weights_sha256"], entry["sha256"], hashlib.sha256(content).hexdigest()}
+        weights |= set(counts["features"].weights)
     with reading(run, "spectrum/spectrum.npz", "03_pick_k"):
         values = run.read_npz("spectrum/spectrum.npz")
         spectrum, choice = pca.from_npz(pca.Spectrum, values), pca.from_npz(pca.Choice, values)
@@ -130,6 +134,17 @@ def read_results(run: Run) -> Results:
     return Results(run, counts, weights, content, spec.input_size, spectrum, choice, model, npz)
 
 
+def _in_features(run: Run) -> list[Column]:
+    """What else to ask of `features/` in the pass that counts its values."""
+    fit_split = run.require("pick_k").get("fit_split")
+    fitted = F.col("split").eqNullSafe(fit_split) if fit_split else F.lit(True)
+    return [
+        F.collect_set(F.ifnull("weights_sha256", F.lit("none"))).alias("weights"),
+        F.count_if("truncated").alias("cut_off"),
+        F.count_if(fitted).alias("fitted"),
+    ]
+
+
 def check_photographs(results: Results) -> list[Check]:
     """Check that every file is accounted for, and compute a sample of photographs again."""
     sample = check_sample(results.run, results.content, results.size)
@@ -141,10 +156,8 @@ def check_rows(results: Results) -> list[Check]:
 
     `pca_csv/`, if there is one, must hold the rows of `pca/`.
     """
-    of_rows = results.run.read_table("features").select("weights_sha256").distinct().collect()
-    weights = results.weights | {row.weights_sha256 for row in of_rows}
     remedy = "features/ or backbone/ is another run's, give another run_dir"
-    checks = [*results.row_checks, at_most(1, "sets of weights", len(weights), remedy)]
+    checks = [*results.row_checks, at_most(1, "sets of weights", len(results.weights), remedy)]
     if results.run.require("pca").get("csv"):
         with reading(results.run, scores_csv.FOLDER, "04_pca"):
             differing = scores_csv.differing(results.run, results.model.k)
