@@ -21,7 +21,7 @@ from faults import (
 )
 from work import given, papermill, read_manifest
 
-BATCH = 2  # images: many batches, for a session that ends still computes some
+BATCH = 4  # images: many batches, for a session that ends still computes some
 
 
 @pytest.fixture(scope="module")

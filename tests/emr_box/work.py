@@ -19,8 +19,9 @@ from fruits_lib.storage import bucket_and_key
 
 NOTEBOOKS = [path.stem for path in find_notebooks()]
 PATIENCE = 400  # seconds for one notebook; two people share two cores
+# Papermill gives up where S3 is away for ten seconds; without autosave it asks between cells alone.
 PAPERMILL = (
-    "cd ~; /opt/jupyterhub/bin/papermill "
+    "cd ~; /opt/jupyterhub/bin/papermill --autosave-cell-every 0 "
     "--no-progress-bar --kernel pysparkkernel {notebook} {output} {parameters}"
 )
 
