@@ -125,11 +125,11 @@ def _lock(uri: str, folder: Path, body: bytes, token: str) -> Lease:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _LockedFile(folder / NAME)
+        content = file.take(body)
     except OSError as error:
         raise FruitsError(
             f"run_dir={uri} cannot be written ({error.strerror}): give a folder that you may write"
         ) from None
-    content = file.take(body)
     if content is None:
         return Lease(uri, file)
     if _owner(content).get("token") == token:
@@ -141,7 +141,8 @@ class _LockedFile:
     """A file that is locked while its owner lives."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "a+b")  # noqa: SIM115
+        # Without a buffer, which a full disk would fail to flush once more when it is closed.
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
 
     def take(self, body: bytes) -> bytes | None:
         """Lock the file and write its owner, or return what the owner wrote."""
@@ -152,9 +153,12 @@ class _LockedFile:
             return self._file.read()
         except OSError:  # a network file system without locks
             return None
-        self._file.truncate(0)
-        self._file.write(body)
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(body)
+        except OSError:
+            self._file.close()  # or a traceback that is kept would keep the lock
+            raise
         return None
 
     def delete(self) -> None:

@@ -92,9 +92,15 @@ def load_npz(content: bytes) -> dict:
 
 
 def write_bytes(spark: SparkSession, uri: str, content: bytes) -> None:
-    """Write one file on any Hadoop file system, in place of what was there."""
+    """Write one file on any Hadoop file system, over what was there, or raise FruitsError."""
     if uri.startswith("file:") or storage.is_s3(uri):
-        storage.write_bytes(uri, content)  # at once, and with the content type in a bucket
+        try:
+            storage.write_bytes(uri, content)  # at once, and with the content type in a bucket
+        except OSError as error:
+            raise FruitsError(
+                f"{uri} cannot be written ({error.strerror}): give a folder that you may write to "
+                "and that has room"
+            ) from None
         return
     fs, path = file_system(spark, uri)
     with tempfile.TemporaryDirectory() as folder:

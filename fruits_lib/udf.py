@@ -187,7 +187,7 @@ def featurizer(weights, size: int, max_pixels: int, truncated: str = "reject"):
             columns["features"] = features.cast(pa.list_(pa.float32()))
             columns["reason"] = pa.array([reason for _, reason, _ in results], pa.string())
             columns["content_sha256"] = pa.array([sha256 for _, _, sha256 in results], pa.string())
-            columns["truncated"] = pa.array([lacks_bytes for _, lacks_bytes in found])
+            columns["truncated"] = pa.array([lacks_bytes for _, lacks_bytes in found], pa.bool_())
             yield pa.RecordBatch.from_pydict(columns)
 
     return run_backbone
