@@ -46,9 +46,9 @@ test: lint  ## Lint, unit tests, notebooks from end to end, their committed outp
 test-networks: setup  ## Compare the exported file of every network with Keras (3 min)
 	$(BIN)/python -m pytest tests/networks
 
-test-faults: setup  ## Test kills, damage and two runs at once (builds MinIO once, with Go)
+test-faults: setup  ## Test kills, damage and two runs at once (FRUITS_ROUNDS=10 for twenty pairs of runs)
 	scripts/fetch-tools.sh
-	$(BIN)/python -m pytest --s3 minio --durations=12 tests/faults
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --s3 minio --durations=12 tests/faults
 
 test-s3: setup  ## Test buckets on a real S3 server and its faults (10 min; builds MinIO once, with Go)
 	scripts/fetch-tools.sh
