@@ -43,22 +43,22 @@ test: lint  ## Lint, unit tests, notebooks from end to end, their committed outp
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
 
-test-networks: setup  ## Compare the exported file of every network with Keras (3 min)
+test-networks: setup  ## Compare the exported file of every network with Keras (2 min)
 	$(BIN)/python -m pytest tests/networks
 
 test-faults: setup  ## Test kills, damage and two runs at once (FRUITS_ROUNDS=10 for twenty pairs of runs)
 	scripts/fetch-tools.sh
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --s3 minio --durations=12 tests/faults
 
-test-s3: setup  ## Test buckets on a real S3 server and its faults (10 min; builds MinIO once, with Go)
+test-s3: setup  ## Test buckets on a real S3 server and its faults (9 min; builds MinIO once, with Go)
 	scripts/fetch-tools.sh
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 	  --s3 minio --durations=12 tests/real_s3 tests/test_s3.py tests/test_storage.py tests/test_preflight.py
 
-test-node: setup  ## Test bootstrap.sh in a fresh Debian (12 min; as root, needs mmdebstrap)
+test-node: setup  ## Test bootstrap.sh in a fresh Debian (7 min; as root, needs mmdebstrap)
 	$(BIN)/python -m pytest -rsP tests/node
 
-test-emr: setup  ## Test the notebooks on YARN, Livy and JupyterHub (11 min; as root)
+test-emr: setup  ## Test the notebooks on YARN, Livy and JupyterHub (12 min; as root)
 	$(BIN)/python -m pytest --durations=12 tests/emr_box
 
 emr-box: setup  ## Start EMR in a box to try out, until Ctrl-C (as root)
