@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from fruits_lib.errors import FruitsError, spark_errors
+from fruits_lib.session import settings
 
 # A square float64 matrix of this width takes 2 GiB. Every Python worker holds two of them, and
 # the driver up to four while it decomposes one.
@@ -22,6 +23,7 @@ _BLOCK_VALUES = 8_000_000  # 64 MB of float64
 _MIN_BLOCK_ROWS = 1024
 _PIECE_VALUES = 1_000_000  # 8 MB of float64
 _PIECES_PER_FETCH = 4
+_BATCH_VALUES = 4_000_000  # 16 MB of float32
 
 _PARTIAL = pa.schema(
     {
@@ -87,15 +89,21 @@ def compute(features: DataFrame) -> Moments:
     )
     counts, means, m2 = [], [], np.zeros((d, d))
     widths, not_finite = {d}, 0
-    for row in partials.toLocalIterator():
-        widths.update(row.other_widths)
-        not_finite += row.not_finite
-        if row.n:
-            piece = np.frombuffer(row.piece).reshape(-1, d - row.first_row)
-            m2[row.first_row : row.first_row + len(piece), row.first_row :] += piece
-        if row.n and row.first_row == 0:  # n and mean come with every piece: take them once
-            counts.append(row.n)
-            means.append(np.frombuffer(row.mean))
+    # A batch of Spark's default of 10,000 wide rows would not fit beside another one in 1 GB, where
+    # the thread that fills it dies and the task waits for ever.
+    with settings(
+        vectors.sparkSession,
+        {"spark.sql.execution.arrow.maxRecordsPerBatch": str(max(_BATCH_VALUES // d, 1))},
+    ):
+        for row in partials.toLocalIterator():
+            widths.update(row.other_widths)
+            not_finite += row.not_finite
+            if row.n:
+                piece = np.frombuffer(row.piece).reshape(-1, d - row.first_row)
+                m2[row.first_row : row.first_row + len(piece), row.first_row :] += piece
+            if row.n and row.first_row == 0:  # n and mean come with every piece: take them once
+                counts.append(row.n)
+                means.append(np.frombuffer(row.mean))
 
     if len(widths) > 1:
         found = " and ".join(f"{width:,}" for width in sorted(widths))
