@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
@@ -126,7 +125,7 @@ def write(
             # Adaptive execution drops what observes a batch from the plan if all are rejects.
             "spark.sql.adaptive.enabled": "false",
         }
-        row_bytes = network.width * np.dtype(np.float32).itemsize
+        row_bytes = 4 * network.width  # float32
         parts = 1 + _batch_size(run, batch_size) * row_bytes // FILE_BYTES
         with settings(run.spark, fitting), _progress(run, images, done, batch_size) as batch_done:
             for batch_id, batch in enumerate(featurized, first):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
 
 
 @pytest.fixture
-def node(bucket, sample, monkeypatch):
+def node(bucket, monkeypatch):
     """A bucket and, in the environment, the keys of a node."""
     bucket.put("photographs/Lemon/1.jpg", b"x")
     for name, value in node_keys(bucket).items():
