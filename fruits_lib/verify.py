@@ -106,12 +106,14 @@ class Results:
 def read_results(run: Run) -> Results:
     """Read everything that notebooks 01 to 04 have written.
 
-    Raises FruitsError if a part is missing, cannot be read, or has another width than the others.
+    Spark keeps the tables, which several checks ask, until `record`. Raises FruitsError if a part
+    is missing, cannot be read, or has another width than the others.
     """
     counts, more = {}, {"features": _in_features(run)}
+    run.spark.catalog.clearCache()  # of what an earlier call kept: the files may have changed
     for name in (name for name in TABLES if WRITTEN_BY[name] in needed("verify")):
         with reading(run, name, STAGES[WRITTEN_BY[name]]):
-            table = run.read_table(name)  # every column of every file
+            table = run.read_table(name).persist()  # every column of every file
             asked = [F.count(c).alias(c) for c in table.columns]
             counts[name] = table.agg(*asked, *more.get(name, [])).first()
     recorded = run.require("featurize")
@@ -252,6 +254,7 @@ def check_scores(results: Results) -> list[Check]:
 
 def record(run: Run, checks: list[Check], of_classifier: Sequence[Check] = ()) -> Verification:
     """Write every check with its figure to the manifest, those of 06 to what 06 recorded."""
+    run.spark.catalog.clearCache()
     with run.step("verify") as entry:
         if of_classifier:
             run.amend("classify", checks=[asdict(check) for check in of_classifier])
