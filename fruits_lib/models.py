@@ -11,7 +11,14 @@ from pyspark.ml.feature import IndexToString, PCAModel, StandardScalerModel
 
 from fruits_lib.errors import FruitsError
 from fruits_lib.regression import Regression
-from fruits_lib.runs import Run, file_system, qualify, scratch_folder
+from fruits_lib.runs import (
+    Run,
+    file_system,
+    qualify,
+    read_bytes,
+    scratch_folder,
+    write_bytes,
+)
 
 CLASSIFIER = [StandardScalerModel, PCAModel, LogisticRegressionModel, IndexToString]
 
@@ -46,10 +53,12 @@ def _copy(run: Run) -> Iterator[str]:
 
 
 def _copy_files(run: Run, source: str, target: str) -> None:
-    (of_source, path), (of_target, to) = (file_system(run.spark, uri) for uri in (source, target))
-    conf = run.spark.sparkContext._jsc.hadoopConfiguration()
-    copy = run.spark._jvm.org.apache.hadoop.fs.FileUtil.copy
-    copy(of_source, path, of_target, to, False, conf)
+    """Copy a model's files by one request each: Hadoop's copy asks S3 seven times about each."""
+    fs, path = file_system(run.spark, source)
+    found = fs.listFiles(path, True)
+    while found.hasNext():
+        name = found.next().getPath().toString().removeprefix(path.toString())
+        write_bytes(run.spark, target + name, read_bytes(run.spark, source + name))
 
 
 def regression_of(classifier: PipelineModel) -> Regression:
