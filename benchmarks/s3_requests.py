@@ -2,10 +2,10 @@
 
     make bench-s3
 
-A proxy between run and server writes down every request. Two runs of different sizes, of one
-batch and of four on two cores, tell what each photograph costs from what each run costs. The
-network is a tiny one of random weights, which changes no number of requests. The log of the larger
-run stays in the file that --log names.
+A proxy between run and server writes down every request. Two runs of different sizes tell what a
+run costs from what each of its batches costs. Batches are as large as on the eight cores of
+emr-config.json. The network is a tiny one of random weights, which changes no number of requests.
+The log of the larger run stays in the file that --log names.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from servers import REGION, Bucket, recorded, s3_server
 from tables import FRUITS, photographs, table, timed, write_section
 
 from fruits_lib.backbones import export
+from fruits_lib.featurize import IMAGES_PER_CORE
 from fruits_lib.networks import check_backbone
 
 KINDS = ("GET", "HEAD", "LIST", "PUT", "DELETE")
@@ -27,7 +28,8 @@ KINDS = ("GET", "HEAD", "LIST", "PUT", "DELETE")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographs", type=int, nargs=2, default=(3000, 12000))
+    parser.add_argument("--photographs", type=int, nargs=2, default=(12000, 24000))
+    parser.add_argument("--batch", type=int, default=8 * IMAGES_PER_CORE)
     parser.add_argument("--log", type=Path, help="Where the requests of the larger run go.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -35,11 +37,11 @@ def main() -> None:
         tiny = folder / "tiny.tflite"
         tiny.write_bytes(export(check_backbone("mobilenet_v2", "random", 32)))
         for number in sorted(asked.photographs):
-            counts[number] = count(folder / str(number), number, tiny, asked.log)
-    write(counts)
+            counts[number] = count(folder / str(number), number, asked.batch, tiny, asked.log)
+    write(counts, asked.batch)
 
 
-def count(folder: Path, number: int, tiny: Path, log: Path | None) -> Counter:
+def count(folder: Path, number: int, batch: int, tiny: Path, log: Path | None) -> Counter:
     """Return how often a run of so many photographs asks for what, by kind and place."""
     data = photographs(folder / "photographs", number)
     with s3_server("minio", folder / "objects") as server, recorded(server) as (endpoint, seen):
@@ -50,7 +52,8 @@ def count(folder: Path, number: int, tiny: Path, log: Path | None) -> Counter:
         os.environ |= server.environment | {"AWS_ENDPOINT_URL": endpoint}
         command = [FRUITS, "run", "--data", bucket.uri("photographs"), "--run-dir"]
         try:
-            timed([*command, bucket.uri("run"), f"-pweights={tiny}", "-pinput_size=32"])
+            tiny_network = f"-pweights={tiny}", "-pinput_size=32", f"-pbatch_size={batch}"
+            timed([*command, bucket.uri("run"), *tiny_network])
         finally:
             if log:
                 log.write_text("\n".join(seen))
@@ -73,32 +76,43 @@ def classify(request: str) -> tuple[str, str]:
     return kind, place or "the bucket"
 
 
-def write(counts: dict[int, Counter]) -> None:
+def write(counts: dict[int, Counter], batch: int) -> None:
     (small, few), (large, many) = counts.items()
-    rows = [("per 1,000 photographs", *KINDS)]
-    totals = {number: Counter() for number in counts}
+    rows = [("", *KINDS)]
     for number, found in counts.items():
-        for (kind, _), times in found.items():
-            totals[number][kind] += times
-    for number, total in totals.items():
-        rows.append((f"{number:,}", *(f"{1000 * total[kind] / number:.1f}" for kind in KINDS)))
-    slope = {kind: (totals[large][kind] - totals[small][kind]) / (large - small) for kind in KINDS}
-    fixed = {kind: totals[small][kind] - slope[kind] * small for kind in KINDS}
-    each = {kind: 1000 * slope[kind] + fixed[kind] / 100 for kind in KINDS}
-    rows.append(("100,000, by the two", *(f"{each[kind]:.1f}" for kind in KINDS)))
+        shown = (f"{1000 * n / number:.1f}" for n in total(found).values())
+        rows.append((f"per 1,000 of a run of {number:,}", *shown))
+    # What is asked of photographs grows with their number, all else with that of batches.
+    photographs = {kind: many[kind, "photographs"] for kind in KINDS}
+    results = [
+        {k: n - found[k, "photographs"] for k, n in total(found).items()} for found in (few, many)
+    ]
+    batches = (large - small) / batch
+    each = {kind: (results[1][kind] - results[0][kind]) / batches for kind in KINDS}
+    fixed = {kind: results[0][kind] - each[kind] * small / batch for kind in KINDS}
+    rows.append(("a run itself", *(f"{n:.0f}" for n in fixed.values())))
+    rows.append((f"each batch of {batch:,}", *(f"{n:.0f}" for n in each.values())))
+    at_most = {
+        kind: 1000 * photographs[kind] / large + fixed[kind] / 100 + 1000 * each[kind] / batch
+        for kind in KINDS
+    }
+    rows.append(("per 1,000 of 100,000, by these", *(f"{n:.1f}" for n in at_most.values())))
     by_place = [("of the run of " + f"{large:,}", *KINDS)]
     for place in sorted({place for _, place in many}):
         by_place.append((f"`{place}`", *(many[kind, place] for kind in KINDS)))
-    text = f"""A whole `fruits run`, 01 to 06, that reads from and writes to a bucket. A
-run itself asks {", ".join(f"{fixed[kind]:.0f} {kind}" for kind in KINDS)}; each
-photograph the rest. Goal: one GET per photograph, HEAD and LIST at most
-20 per 1,000 photographs; at 100,000 they are
-{each["HEAD"] + each["LIST"]:.1f}.
+    text = f"""A whole `fruits run`, 01 to 06, that reads from and writes to a bucket, in
+batches of {batch:,}, as on {batch // IMAGES_PER_CORE} cores. Goal: one GET per photograph, HEAD and
+LIST at most 20 per 1,000 photographs; at 100,000 they are
+{at_most["HEAD"] + at_most["LIST"]:.1f}.
 
 {table(*rows)}
 
 {table(*by_place)}"""
     write_section("S3 requests", text)
+
+
+def total(found: Counter) -> dict[str, int]:
+    return {kind: sum(n for (k, _), n in found.items() if k == kind) for kind in KINDS}
 
 
 if __name__ == "__main__":
