@@ -18,6 +18,7 @@ from fruits_lib.backbones import Backbone
 from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
+from fruits_lib.storage import is_s3
 from fruits_lib.udf import LARGEST_IMAGE
 
 IMAGES_PER_CORE = 1500  # per batch: enough to hide its overhead, few to compute again
@@ -97,7 +98,7 @@ def write(
     ----------
     run : Run
     featurized : list of DataFrame
-        `batch.mapInArrow(udf.featurizer(...), udf.SCHEMA)` for each batch of `new_images`.
+        `batch.mapInArrow(udf.featurizer(...), udf.schema())` for each batch of `new_images`.
     network : Backbone
     max_pixels, batch_size, truncated : int, int, str
         What the featurizer and `new_images` were given, for the manifest.
@@ -125,8 +126,7 @@ def write(
             # Adaptive execution drops what observes a batch from the plan if all are rejects.
             "spark.sql.adaptive.enabled": "false",
         }
-        row_bytes = 4 * network.width  # float32
-        parts = 1 + _batch_size(run, batch_size) * row_bytes // FILE_BYTES
+        parts = _files(run, batch_size, network.width)
         with settings(run.spark, fitting), _progress(run, images, done, batch_size) as batch_done:
             for batch_id, batch in enumerate(featurized, first):
                 batch_done(_write_batch(run, batch_id, batch, network.sha256, parts))
@@ -193,6 +193,12 @@ def reject_reasons(run: Run) -> pd.DataFrame:
 
 def _batch_size(run: Run, asked: int) -> int:
     return asked or IMAGES_PER_CORE * run.spark.sparkContext.defaultParallelism
+
+
+def _files(run: Run, batch_size: int, width: int) -> int:
+    """Return as how many files a batch is written: by all cores where files cost nothing."""
+    files = 1 + _batch_size(run, batch_size) * 4 * width // FILE_BYTES  # float32
+    return files if is_s3(run.uri) else max(files, run.spark.sparkContext.defaultParallelism)
 
 
 def _count(run: Run) -> dict[str, int]:

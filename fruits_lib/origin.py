@@ -135,7 +135,7 @@ def check_sample(
         "accept" if entry["accept_truncated"] else "reject",
     )
     photographs = files.photographs(run.spark, run.data, rows, _COLUMNS)
-    computed = photographs.mapInArrow(run_backbone, udf.SCHEMA).collect()
+    computed = photographs.mapInArrow(run_backbone, udf.schema()).collect()
     other_reasons = [
         f"{row.path} ({reasons[row.path]!r}, now {row.reason!r})"
         for row in computed

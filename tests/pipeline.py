@@ -36,7 +36,7 @@ def write_features(run, network, max_reject_ratio=0.05, max_pixels=50_000_000, *
     content = run.spark.sparkContext.broadcast(network.content)
     run_backbone = featurizer(content, network.spec.input_size, max_pixels, truncated)
     images = featurize.new_images(run, network, batch_size)
-    featurized = [batch.mapInArrow(run_backbone, udf.SCHEMA) for batch in images]
+    featurized = [batch.mapInArrow(run_backbone, udf.schema()) for batch in images]
     return featurize.write(run, featurized, network, max_pixels, max_reject_ratio, **options)
 
 
@@ -107,7 +107,7 @@ def apply_model(spark, run_dir, data, to, overwrite=False, max_reject_ratio=0.5,
         spark.sparkContext.broadcast(network.content), network.spec.input_size, 50_000_000
     )
     images = featurize.new_images(run, network)
-    featurized = [batch.mapInArrow(run_backbone, udf.SCHEMA) for batch in images]
+    featurized = [batch.mapInArrow(run_backbone, udf.schema()) for batch in images]
     featurize.write(run, featurized, network, max_reject_ratio=max_reject_ratio)
     vectors = run.read_table("features").withColumn("features_vector", array_to_vector("features"))
     answers = models.load_model(known.run, known.model).transform(vectors)
