@@ -486,9 +486,11 @@ class TestRecipes:
 
 
 INTERRUPTED = """
+import signal
 from pathlib import Path
 from fruits_lib import cli, parameters
 parameters.find_notebooks = lambda: sorted(Path().glob("*.ipynb"))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in the background
 cli.main()
 """
 
