@@ -40,7 +40,7 @@ def main() -> None:
             ours, mllib, numpy = (run(side, folder) for side in SIDES)
             heap = ""
             if mllib is None:
-                mllib, heap = run("mllib", folder, heap=8), "; dies at 1 GB, this is at 8"
+                mllib, heap = run("mllib", folder, heap=8), " with 8 GB, none with 1"
             explained = (f"{side['explained']:.6f}" for side in (ours, mllib, numpy))
             seconds = [side["seconds"] for side in (ours, mllib, numpy)]
             rows.append(
@@ -84,10 +84,13 @@ def make_vectors(folder: str, n: int, d: int) -> None:
 
 
 def run(side: str, folder: str, partitions: int = 0, heap: int = 1) -> dict | None:
-    """Return what a side found, in a process of its own; None if it died."""
+    """Return what a side found, in a process of its own; None if it died or hung."""
     command = [sys.executable, __file__, "--side", side, folder, str(partitions), str(heap)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    try:
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
