@@ -83,27 +83,22 @@ def write(counts: dict[int, Counter], batch: int) -> None:
         shown = (f"{1000 * n / number:.1f}" for n in total(found).values())
         rows.append((f"per 1,000 of a run of {number:,}", *shown))
     # What is asked of photographs grows with their number, all else with that of batches.
-    photographs = {kind: many[kind, "photographs"] for kind in KINDS}
-    results = [
+    rest = [
         {k: n - found[k, "photographs"] for k, n in total(found).items()} for found in (few, many)
     ]
-    batches = (large - small) / batch
-    each = {kind: (results[1][kind] - results[0][kind]) / batches for kind in KINDS}
-    fixed = {kind: results[0][kind] - each[kind] * small / batch for kind in KINDS}
+    each = {k: (rest[1][k] - rest[0][k]) / ((large - small) / batch) for k in KINDS}
+    fixed = {k: rest[0][k] - each[k] * small / batch for k in KINDS}
     rows.append(("a run itself", *(f"{n:.0f}" for n in fixed.values())))
     rows.append((f"each batch of {batch:,}", *(f"{n:.0f}" for n in each.values())))
-    at_most = {
-        kind: 1000 * photographs[kind] / large + fixed[kind] / 100 + 1000 * each[kind] / batch
-        for kind in KINDS
-    }
-    rows.append(("per 1,000 of 100,000, by these", *(f"{n:.1f}" for n in at_most.values())))
+    asked = {k: many[k, "photographs"] / large + fixed[k] / 1e5 + each[k] / batch for k in KINDS}
+    rows.append(("per 1,000 of 100,000, by these", *(f"{1000 * n:.1f}" for n in asked.values())))
     by_place = [("of the run of " + f"{large:,}", *KINDS)]
     for place in sorted({place for _, place in many}):
         by_place.append((f"`{place}`", *(many[kind, place] for kind in KINDS)))
     text = f"""A whole `fruits run`, 01 to 06, that reads from and writes to a bucket, in
 batches of {batch:,}, as on {batch // IMAGES_PER_CORE} cores. Goal: one GET per photograph, HEAD and
 LIST at most 20 per 1,000 photographs; at 100,000 they are
-{at_most["HEAD"] + at_most["LIST"]:.1f}.
+{1000 * (asked["HEAD"] + asked["LIST"]):.1f}.
 
 {table(*rows)}
 
@@ -112,6 +107,7 @@ LIST at most 20 per 1,000 photographs; at 100,000 they are
 
 
 def total(found: Counter) -> dict[str, int]:
+    """Return the requests of each kind, whatever their place."""
     return {kind: sum(n for (k, _), n in found.items() if k == kind) for kind in KINDS}
 
 
