@@ -85,7 +85,7 @@ require-data-and-run:
 	$(if $(and $(strip $(DATA)),$(strip $(RUN))),@:,$(error DATA or RUN is missing: make run DATA=/path/to/photographs RUN=/path/to/results))
 
 # The first word of ARGS is a script, the others are its options.
-bench: setup  ## Measure speed and quality (30 min; ARGS="studies --photographs 3936" runs one)
+bench: setup  ## Measure speed and quality (an hour; ARGS="studies --photographs 3936" runs one)
 	@set -- $(ARGS); for script in $${1:-whole_runs studies throughput others moments growth sizes}; do \
 	  PYTHONPATH=$(CURDIR)/tests $(BIN)/python "benchmarks/$$script.py" "$${@:2}"; \
 	done

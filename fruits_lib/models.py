@@ -11,14 +11,7 @@ from pyspark.ml.feature import IndexToString, PCAModel, StandardScalerModel
 
 from fruits_lib.errors import FruitsError
 from fruits_lib.regression import Regression
-from fruits_lib.runs import (
-    Run,
-    file_system,
-    qualify,
-    read_bytes,
-    scratch_folder,
-    write_bytes,
-)
+from fruits_lib.runs import Run, file_system, qualify, read_bytes, scratch_folder, write_bytes
 
 CLASSIFIER = [StandardScalerModel, PCAModel, LogisticRegressionModel, IndexToString]
 

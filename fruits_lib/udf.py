@@ -160,12 +160,13 @@ def schema():
 
     It says that no feature is null, as DDL cannot: Spark then writes them in half the time.
     """
-    from pyspark.sql.types import ArrayType, BooleanType, FloatType, StringType, StructType
+    from pyspark.sql import types
 
-    text, vector = StringType(), ArrayType(FloatType(), containsNull=False)
-    columns = StructType().add("path", text).add("label", text).add("split", text)
-    columns = columns.add("features", vector).add("reason", text)
-    return columns.add("content_sha256", text).add("truncated", BooleanType())
+    vector = types.ArrayType(types.FloatType(), containsNull=False)
+    others = {"features": vector, "truncated": types.BooleanType()}
+    names = ("path", "label", "split", "features", "reason", "content_sha256", "truncated")
+    fields = [types.StructField(name, others.get(name, types.StringType())) for name in names]
+    return types.StructType(fields)
 
 
 def featurizer(weights, size: int, max_pixels: int, truncated: str = "reject"):
