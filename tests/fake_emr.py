@@ -1,5 +1,6 @@
 """moto's EMR with states that only the test moves, and a clock that only sleeping moves."""
 
+import json
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from moto.servicequotas.models import ServiceQuotasBackend
 
 from fruits_lib import aws
 from fruits_lib.emr import cluster as clusters
-from fruits_lib.emr import prices
+from fruits_lib.emr import prices, steps
 from fruits_lib.emr.spec import ClusterSpec, build_request
 from fruits_lib.errors import FruitsError
 
@@ -104,6 +105,17 @@ class World:
     def put(self, key: str, content: bytes) -> None:
         self.s3.put_object(Bucket=BUCKET, Key=key, Body=content)
 
+    def execute(self, key: str, error: tuple[str, str] | None = None, minutes: float = 3) -> None:
+        """Write a notebook as papermill does; None as `minutes` if it is still at work."""
+        outputs = [{"output_type": "stream", "name": "stdout", "text": "some words"}]
+        if error:
+            ename, evalue = error
+            outputs.append({"output_type": "error", "ename": ename, "evalue": evalue})
+        record = {"duration": minutes and minutes * 60, "end_time": minutes and "2026-01-01"}
+        cells = [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": outputs}]
+        notebook = {"cells": cells, "metadata": {"papermill": record}}
+        self.put(key, json.dumps(notebook).encode())
+
     def content(self, key: str) -> bytes:
         return self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
@@ -135,7 +147,8 @@ def fake_world():
         patch.setattr(ServiceQuotasBackend, "get_service_quota", quota)
         patch.setattr(prices, "ask_node", _no_prices)  # moto has no Pricing API
         patch.setattr(clusters, "now", world.now)
-        patch.setattr(botocore.waiter, "time", SimpleNamespace(sleep=world.sleep))
+        for module in (botocore.waiter, steps):
+            patch.setattr(module, "time", SimpleNamespace(sleep=world.sleep))
         yield world
 
 

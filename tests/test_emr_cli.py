@@ -142,7 +142,7 @@ class TestStack:
 
     def test_gives_a_run_its_folders(self, fruits, world, stack):
         world.start()
-        world.events += [world.steps(*6 * ["COMPLETED"])]
+        world.events += [world.steps("COMPLETED")]
         answer = fruits("run", "--stack", "mine", "--yes")
         assert re.search(rf"done: s3://{BUCKET}/runs/\d{{4}}-\d\d-\d\d-\d{{4}}/repo", answer.output)
         assert DATA in world.cluster().steps[0].args
@@ -375,22 +375,26 @@ class TestTunnel:
 class TestRun:
     def fails(self, world):
         def event():
-            world.steps("COMPLETED", "COMPLETED", "FAILED", *3 * ["CANCELLED"])()
-            error = {"output_type": "error", "ename": "FruitsError", "evalue": "k=300 is too many"}
-            content = {"cells": [{"cell_type": "code", "outputs": [error]}]}
-            world.put("runs/1/notebooks/03_pick_k.ipynb", json.dumps(content).encode())
+            error = ("FruitsError", "k=300 is too many")
+            world.execute("runs/1/notebooks/03_pick_k.ipynb", error)
+            world.steps("FAILED")()
 
         return event
 
     def test_prints_a_line_for_each_notebook_with_minutes_and_cost(self, fruits, world):
+        def ends():
+            for name in ("01_load", "06_classify"):
+                world.execute(f"runs/1/notebooks/{name}.ipynb")
+            world.steps("COMPLETED")()
+
         world.start()
-        world.events += [world.steps("COMPLETED"), world.steps(*6 * ["COMPLETED"])]
+        world.events += [world.steps("RUNNING"), ends]
         answer = fruits(*RUN_IT)
         assert answer.exit_code == 0
-        assert re.search(r"^01_load +\d min +\$\d\.\d\d so far$", answer.output, re.M)
-        assert re.search(r"^06_classify +\d min +\$\d\.\d\d so far$", answer.output, re.M)
+        assert re.search(r"^01_load +3 min +\$\d\.\d\d so far$", answer.output, re.M)
+        assert re.search(r"^06_classify +3 min +\$\d\.\d\d so far$", answer.output, re.M)
         assert {step.action_on_failure for step in world.cluster().steps} == {"CANCEL_AND_WAIT"}
-        assert f"6 notebooks are done: {RUN}/report.html" in answer.output
+        assert f"the notebooks are done: {RUN}/report.html" in answer.output
         assert "still runs (RUNNING)" in answer.output
 
     def test_prints_the_notebook_s_own_error_and_what_runs(self, fruits, world):
@@ -426,7 +430,7 @@ class TestRun:
 
     def test_the_end_comes_after_success_when_wanted(self, fruits, world):
         world.start()
-        world.events += [world.steps(*6 * ["COMPLETED"]), world.becomes("TERMINATED")]
+        world.events += [world.steps("COMPLETED"), world.becomes("TERMINATED")]
         answer = fruits(*RUN_IT, "--and-terminate")
         assert answer.exit_code == 0
         assert re.search(r"has ended: TERMINATED, \$\d+\.\d\d in all", answer.output)
@@ -448,7 +452,7 @@ class TestRun:
 
     def test_the_end_comes_after_a_bug_of_ours_when_wanted(self, fruits, world, monkeypatch):
         world.start()
-        monkeypatch.setattr(cli.steps, "requests", lambda *_: 1 / 0)
+        monkeypatch.setattr(cli.steps, "run_request", lambda *_: 1 / 0)
         world.events += [world.becomes("TERMINATED")]
         with pytest.raises(ZeroDivisionError):
             fruits(*RUN_IT, "--and-terminate")

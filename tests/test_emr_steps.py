@@ -1,7 +1,6 @@
 """Notebooks as steps: what they are asked to run, how they are followed, why they fail."""
 
 import gzip
-import json
 from datetime import timedelta
 
 import pytest
@@ -13,6 +12,7 @@ from fruits_lib.parameters import find_notebooks
 
 GIVEN = {"data": "s3://photos/fruits", "run_dir": "s3://results/runs/1"}
 RUN = f"s3://{BUCKET}/runs/1"
+TOO_MANY = ("FruitsError", "k=300 is more\nthan 50")
 
 
 @pytest.fixture
@@ -21,42 +21,18 @@ def world():
         yield opened
 
 
-def executed(world, name, ename="FruitsError", evalue="k=300 is more\nthan 50"):
-    """Write an executed notebook that ends in an error."""
-    error = {"output_type": "error", "ename": ename, "evalue": evalue, "traceback": []}
-    cells = [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [error]}]
-    world.put(f"runs/1/notebooks/{name}.ipynb", json.dumps({"cells": cells}).encode())
+def test_a_run_is_one_step_by_the_launcher():
+    step = steps.run_request({**GIVEN, "k": 50, "standardize": True})
+    assert step["HadoopJarStep"]["Jar"] == "command-runner.jar"
+    command = "/opt/fruits/bin/fruits run --data s3://photos/fruits --run-dir s3://results/runs/1"
+    assert step["HadoopJarStep"]["Args"] == f"{command} -p k=50 -p standardize=True".split()
 
 
-def failed(world, state="FAILED", started=None):
-    """A step as EMR describes it."""
-    times = {"StartDateTime": started or world.now() - timedelta(minutes=1)}
-    return {"Id": "s-1", "Name": "03_pick_k", "Status": {"State": state, "Timeline": times}}
-
-
-class TestRequests:
-    def test_one_step_for_each_notebook_in_order(self):
-        names = [it["Name"] for it in steps.requests(find_notebooks(), GIVEN)]
-        assert names == [path.stem for path in find_notebooks()]
-
-    def test_a_step_runs_one_notebook_by_the_launcher(self):
-        values = {**GIVEN, "k": 50, "standardize": True}
-        step = steps.requests(find_notebooks(), values)[2]["HadoopJarStep"]
-        assert step["Jar"] == "command-runner.jar"
-        command = "/opt/fruits/bin/fruits run --run-dir s3://results/runs/1"
-        assert step["Args"] == f"{command} -p k=50 -p standardize=True --only 03".split()
-
-    def test_the_last_one_is_skipped_where_photographs_have_no_labels(self):
-        *_, last = steps.requests(find_notebooks(), GIVEN)
-        assert last["HadoopJarStep"]["Args"][-2:] == ["--from", "06"]  # `--only` would fail
-
-    def test_a_step_has_its_own_parameters_alone(self):
-        values = {**GIVEN, "k": 50, "weights": "random"}
-        first, second, *_ = steps.requests(find_notebooks(), values)
-        assert "s3://photos/fruits" in first["HadoopJarStep"]["Args"]
-        assert "weights=random" not in first["HadoopJarStep"]["Args"]
-        assert "weights=random" in second["HadoopJarStep"]["Args"]
-        assert "k=50" not in second["HadoopJarStep"]["Args"]
+@pytest.mark.parametrize(("values", "option"), [({"overwrite": True}, False), ({}, True)])
+def test_overwrite_is_an_option_of_the_step(values, option):
+    arguments = steps.run_request({**GIVEN, **values}, option)["HadoopJarStep"]["Args"]
+    assert arguments[-1] == "--overwrite"
+    assert "-p" not in arguments
 
 
 class TestCheckRun:
@@ -73,53 +49,94 @@ class TestCheckRun:
             steps.check_run(find_notebooks(), {**GIVEN, "varianse": "0.9"})
 
 
+class Running:
+    """A cluster with one step, which the test moves."""
+
+    def __init__(self, world):
+        self.world, self.cluster_id = world, world.start()
+        self.step_id = steps.add(REGION, self.cluster_id, steps.run_request(GIVEN))
+
+    def follow(self) -> list[tuple[str, float]]:
+        world = self.world
+        return list(steps.follow(world.emr, world.s3, self.cluster_id, self.step_id, RUN))
+
+    def stopped(self) -> str:
+        """Return the line that following stops with."""
+        with pytest.raises(FruitsError) as found:
+            self.follow()
+        return str(found.value)
+
+    def log(self, content: bytes) -> None:
+        key = f"stage/logs/{self.cluster_id}/steps/{self.step_id}/stderr.gz"
+        self.world.put(key, gzip.compress(content))
+
+
+@pytest.fixture
+def running(world):
+    return Running(world)
+
+
 class TestFollow:
-    @pytest.fixture
-    def added(self, world):
-        """A cluster with five steps: its id, and theirs."""
-        cluster_id = world.start()
-        return cluster_id, steps.add(REGION, cluster_id, steps.requests(find_notebooks(), GIVEN))
+    def test_every_notebook_comes_once_when_it_is_executed(self, world, running):
+        def first():
+            world.steps("RUNNING")()
+            world.execute("runs/1/notebooks/01_load.ipynb", minutes=2)
+            world.execute("runs/1/notebooks/02_featurize.ipynb", minutes=None)
+
+        def second():
+            world.execute("runs/1/notebooks/02_featurize.ipynb", minutes=30)
+            world.steps("COMPLETED")()
+
+        world.events += [first, second]
+        assert running.follow() == [("01_load", 2), ("02_featurize", 30)]
+
+    def test_an_earlier_run_s_notebooks_do_not_come(self, world, running):
+        world.execute("runs/1/notebooks/01_load.ipynb", TOO_MANY)
+        world.beginning += timedelta(minutes=5)
+        world.events += [world.steps("COMPLETED")]
+        assert running.follow() == []
+
+    def test_a_bucket_that_we_may_not_read_hides_the_notebooks_alone(self, world, running):
+        world.events += [world.steps("COMPLETED")]
+        nowhere = "s3://no-such-bucket/runs/1"
+        ids = running.cluster_id, running.step_id
+        assert list(steps.follow(world.emr, world.s3, *ids, nowhere)) == []
 
     @pytest.mark.parametrize("state", ["FAILED", "CANCELLED", "INTERRUPTED"])
-    def test_no_longer_than_the_step_can_change(self, world, added, state):
-        cluster_id, (step_id, *_) = added
+    def test_no_longer_than_the_step_can_change(self, world, running, state):
         world.events += [world.steps(state)]
-        with pytest.raises(FruitsError, match="^01_load: "):
-            steps.follow(world.emr, world.s3, cluster_id, step_id, RUN)
+        assert running.stopped().startswith("fruits run: ")
 
 
-class TestExplainFailure:
-    @pytest.fixture
-    def cluster(self, world):
-        return world.emr.describe_cluster(ClusterId=world.start())["Cluster"]
+class TestFailure:
+    def test_the_notebook_s_own_error_comes_first(self, world, running):
+        def fails():
+            world.execute("runs/1/notebooks/02_featurize.ipynb")
+            world.execute("runs/1/notebooks/03_pick_k.ipynb", TOO_MANY)
+            world.steps("FAILED")()
 
-    def test_the_notebook_s_own_error_comes_first(self, world, cluster):
-        executed(world, "03_pick_k")
-        world.put(f"stage/logs/{cluster['Id']}/steps/s-1/stderr.gz", gzip.compress(b"exit code 1"))
-        said = steps.explain_failure(world.s3, cluster, failed(world), RUN)
-        assert said == "FruitsError: k=300 is more than 50"
+        world.events += [fails]
+        running.log(b"exit code 1")
+        assert running.stopped() == "03_pick_k: FruitsError: k=300 is more than 50"
 
-    def test_an_earlier_run_s_notebook_says_nothing(self, world, cluster):
-        executed(world, "03_pick_k")
-        later = failed(world, started=world.now() + timedelta(minutes=5))
-        assert "k=300" not in steps.explain_failure(world.s3, cluster, later, RUN)
+    def test_else_the_last_line_of_stderr(self, world, running):
+        world.events += [world.steps("FAILED")]
+        running.log(b"starting\nfruits: no module named x\n")
+        assert running.stopped() == "fruits run: fruits: no module named x"
 
-    def test_else_the_last_line_of_stderr(self, world, cluster):
-        log = b"starting\nfruits: no module named x\n"
-        world.put(f"stage/logs/{cluster['Id']}/steps/s-1/stderr.gz", gzip.compress(log))
-        said = steps.explain_failure(world.s3, cluster, failed(world), RUN)
-        assert said == "fruits: no module named x"
-
-    def test_else_what_emr_says_and_where_the_log_will_be(self, world, cluster):
-        step = failed(world)
+    def test_else_what_emr_says_and_where_the_log_will_be(self, world, running):
+        step = {"Id": "s-1", "Status": {"State": "FAILED"}}
         step["Status"]["FailureDetails"] = {"Reason": "Unknown Error.", "Message": "exit code 137"}
-        said = steps.explain_failure(world.s3, cluster, step, RUN)
+        cluster = world.emr.describe_cluster(ClusterId=running.cluster_id)["Cluster"]
+        said = steps._explain_failure(world.s3, cluster, step)
         assert said.startswith("Unknown Error.: exit code 137 (its log is not in the bucket yet")
-        assert said.endswith(f"`fruits emr logs {cluster['Id']} --step s-1`)")
+        assert said.endswith(f"`fruits emr logs {running.cluster_id} --step s-1`)")
 
-    def test_a_step_that_the_cluster_s_end_cancelled(self, world):
-        cluster_id = world.start()
-        world.becomes("TERMINATED_WITH_ERRORS", "the primary node was lost")()
-        cluster = world.emr.describe_cluster(ClusterId=cluster_id)["Cluster"]
-        said = steps.explain_failure(world.s3, cluster, failed(world, state="CANCELLED"), RUN)
-        assert said.startswith(f"CANCELLED, {cluster_id} is TERMINATED_WITH_ERRORS: the primary")
+    def test_a_step_that_the_cluster_s_end_cancelled(self, world, running):
+        def ends():
+            world.becomes("TERMINATED_WITH_ERRORS", "the primary node was lost")()
+            world.steps("CANCELLED")()
+
+        world.events += [ends]
+        ended = f"CANCELLED, {running.cluster_id} is TERMINATED_WITH_ERRORS: the primary"
+        assert running.stopped().startswith(f"fruits run: {ended}")

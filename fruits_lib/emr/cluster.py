@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
-from botocore.waiter import WaiterModel, create_waiter_with_client
 
 from fruits_lib import aws, storage
 from fruits_lib.emr import prices
@@ -22,11 +21,6 @@ ONCE = Config(retries={"total_max_attempts": 1})
 # S3 answers Forbidden for a missing key to those who may not list the whole bucket.
 MISSING = ("NoSuchKey", "404", "AccessDenied", "403")
 POLL = 20  # seconds: states change by the minute, and EMR throttles its API
-# botocore's own waiter for steps does not know INTERRUPTED, and would wait for ever.
-FINAL = {"matcher": "path", "argument": "Step.Status.State", "state": "success"}
-STEP_STATES = ("COMPLETED", "FAILED", "CANCELLED", "INTERRUPTED")
-STEP_ENDED = {"operation": "DescribeStep", "delay": POLL, "maxAttempts": 1}
-STEP_ENDED["acceptors"] = [{**FINAL, "expected": state} for state in STEP_STATES]
 
 
 def now() -> datetime:
@@ -111,14 +105,10 @@ def find(emr, name: str, ended: bool = False) -> dict:
 
 
 def wait(emr, waiter: str, delay: float = POLL, **which: str) -> None:
-    """Wait, by `cluster_running`, `cluster_terminated` or `step_ended`, until a state is final."""
-    if waiter == "step_ended":
-        model = WaiterModel({"version": 2, "waiters": {waiter: STEP_ENDED}})
-        waiting = create_waiter_with_client(waiter, model, emr)
-    else:
-        waiting = emr.get_waiter(waiter)
+    """Wait, by `cluster_running` or `cluster_terminated`, until a state is final."""
+    patience = {"Delay": delay, "MaxAttempts": 1_000_000}
     try:
-        waiting.wait(**which, WaiterConfig={"Delay": delay, "MaxAttempts": 1_000_000})
+        emr.get_waiter(waiter).wait(**which, WaiterConfig=patience)
     except WaiterError as error:  # a refusal, or a final state that is not the hoped-for one
         if "Error" in error.last_response:
             raise ClientError(error.last_response, error.kwargs["name"]) from None

@@ -22,7 +22,7 @@ HUB, HISTORY = 9443, 18080  # ports of JupyterHub and of Spark's history server,
 # core, a vCPU is half of one, and a request to S3 takes as long again and more.
 RATE = 20.0
 START_MINUTES = 12.5  # 10 to 15, from the first node through bootstrap.sh to JupyterHub
-OTHER_MINUTES = 7.5  # all notebooks but 02, and six starts of Spark on YARN
+OTHER_MINUTES = 6.5  # all notebooks but 02, and the start of Spark on YARN
 READS, WRITES = 1.04, 0.013  # S3 requests per image of a run of 100,000: benchmarks/README.md
 RESULT_BYTES = 2 * 4 * 1280  # features and scores of the default backbone, at most
 OUTSIDE_THE_EU = ("eu-west-2", "eu-central-2")  # London and Zurich

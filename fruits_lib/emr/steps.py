@@ -1,17 +1,20 @@
-"""Notebooks as steps of a cluster: requested, added, and their failures explained."""
+"""Steps of a cluster: requested, added, followed, and their failures explained."""
 
 import gzip
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
 from fruits_lib import aws, parameters
-from fruits_lib.emr.cluster import MISSING, ONCE, logs, reason, state, wait
+from fruits_lib.emr.cluster import MISSING, ONCE, POLL, logs, reason, state
 from fruits_lib.errors import FruitsError
 from fruits_lib.storage import bucket_and_key, is_s3
 
 LAUNCHER = "/opt/fruits/bin/fruits"  # bootstrap.sh writes it
+STEP_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "INTERRUPTED")
 
 
 def check_run(notebooks: list[Path], given: dict) -> dict:
@@ -30,21 +33,13 @@ def check_run(notebooks: list[Path], given: dict) -> dict:
     return parameters.check_given(notebooks, given)
 
 
-def requests(notebooks: list[Path], values: dict, overwrite: bool = False) -> list[dict]:
-    """Return one step per notebook, with its own parameters. One that fails cancels the next."""
-    command = [LAUNCHER, "run", "--run-dir", values["run_dir"].rstrip("/")]
+def run_request(values: dict, overwrite: bool = False) -> dict:
+    """Return the step that runs all notebooks: one process, one application of YARN."""
+    command = [LAUNCHER, "run", "--data", values["data"], "--run-dir", values["run_dir"]]
+    for name in sorted(values.keys() - {"data", "run_dir", "overwrite"}):
+        command += ["-p", f"{name}={values[name]}"]
     command += ["--overwrite"] if overwrite or values.get("overwrite") else []
-    found = []
-    for path in notebooks:
-        known = parameters.declared(path)
-        arguments = ["--data", values["data"]] if "data" in known else []
-        for name in sorted(values.keys() & known.keys() - {"data", "run_dir", "overwrite"}):
-            arguments += ["-p", f"{name}={values[name]}"]
-        # From the last one on is that one alone, which is skipped if photographs have no labels.
-        which = "--from" if path == notebooks[-1] else "--only"
-        arguments += [which, path.stem.partition("_")[0]]
-        found.append(request(path.stem, [*command, *arguments]))
-    return found
+    return request("fruits run", command)
 
 
 def request(name: str, command: list[str]) -> dict:
@@ -53,10 +48,10 @@ def request(name: str, command: list[str]) -> dict:
     return {"Name": name, "ActionOnFailure": "CANCEL_AND_WAIT", "HadoopJarStep": step}
 
 
-def add(region: str, cluster_id: str, steps: list[dict]) -> list[str]:
-    """Add steps to a cluster, once, and return their ids."""
+def add(region: str, cluster_id: str, step: dict) -> str:
+    """Add a step to a cluster, once, and return its id."""
     emr = aws.client("emr", region, ONCE)
-    return emr.add_job_flow_steps(JobFlowId=cluster_id, Steps=steps)["StepIds"]
+    return emr.add_job_flow_steps(JobFlowId=cluster_id, Steps=[step])["StepIds"][0]
 
 
 def listed(emr, cluster_id: str) -> list[dict]:
@@ -65,28 +60,37 @@ def listed(emr, cluster_id: str) -> list[dict]:
     return [step for page in pages for step in page["Steps"]][::-1]
 
 
-def follow(emr, s3, cluster_id: str, step_id: str, run_dir: str = "") -> dict:
-    """Wait for a step and return it; raise FruitsError with the reason if it did not complete."""
-    wait(emr, "step_ended", ClusterId=cluster_id, StepId=step_id)
-    step = emr.describe_step(ClusterId=cluster_id, StepId=step_id)["Step"]
+def follow(emr, s3, cluster_id: str, step_id: str, run_dir: str = "") -> Iterator[tuple]:
+    """Yield name and minutes of each notebook that a step has executed, until the step has ended.
+
+    Raises
+    ------
+    FruitsError
+        If the step did not complete. The error of its notebook comes first; then the last line of
+        its stderr; then what EMR says.
+    """
+    step, executed, error = {}, set(), ""
+    while not step or state(step) not in STEP_ENDED:
+        if step:
+            time.sleep(POLL)
+        step = emr.describe_step(ClusterId=cluster_id, StepId=step_id)["Step"]
+        for name, notebook in _executed(s3, step, run_dir, executed):
+            executed.add(name)
+            error = _error(notebook)
+            if error:
+                error = f"{name}: {error}"
+            else:
+                yield name, notebook["metadata"]["papermill"]["duration"] / 60
     if state(step) != "COMPLETED":
         cluster = emr.describe_cluster(ClusterId=cluster_id)["Cluster"]
-        raise FruitsError(f"{step['Name']}: {explain_failure(s3, cluster, step, run_dir)}")
-    return step
+        raise FruitsError(error or f"{step['Name']}: {_explain_failure(s3, cluster, step)}")
 
 
-def explain_failure(s3, cluster: dict, step: dict, run_dir: str) -> str:
-    """Return why a step did not complete, in one line.
-
-    The notebook's own error comes first, read from the executed notebook in the bucket; then the
-    last line of the step's stderr; then what EMR says.
-    """
+def _explain_failure(s3, cluster: dict, step: dict) -> str:
     failure = step["Status"].get("FailureDetails", {})
     said = ": ".join(failure[key] for key in ("Reason", "Message") if failure.get(key))
     if state(step) != "FAILED":
         return f"{state(step)}, {cluster['Id']} is {state(cluster)}: {said or reason(cluster)}"
-    if run_dir and (error := _notebook_error(s3, step, run_dir)):
-        return error
     if lines := (log(s3, cluster, step["Id"]) or "").strip().splitlines():
         return lines[-1]
     return (
@@ -95,19 +99,29 @@ def explain_failure(s3, cluster: dict, step: dict, run_dir: str) -> str:
     )
 
 
-def _notebook_error(s3, step: dict, run_dir: str) -> str:
-    """Return `ename: evalue` of the notebook that a step executed; empty if it has none."""
+def _executed(s3, step: dict, run_dir: str, known: set[str]) -> Iterator[tuple[str, dict]]:
+    """Yield name and content of the notebooks that a step has executed, but those `known`."""
+    started = step["Status"].get("Timeline", {}).get("StartDateTime")
+    if not (run_dir and started):
+        return
     bucket, key = bucket_and_key(run_dir)
     try:
-        answer = s3.get_object(Bucket=bucket, Key=f"{key}/notebooks/{step['Name']}.ipynb")
-    except ClientError:  # not written, or not readable for us: the log may say more
-        return ""
-    # An earlier run's notebook says nothing about this one. S3 keeps whole seconds.
-    started = step["Status"].get("Timeline", {}).get("StartDateTime")
-    if started is None or answer["LastModified"] < started.replace(microsecond=0):
-        return ""
-    cells = json.load(answer["Body"])["cells"]
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        found = s3.list_objects_v2(Bucket=bucket, Prefix=f"{key}/notebooks/").get("Contents", [])
+        for one in sorted(found, key=lambda one: one["Key"]):
+            name = Path(one["Key"]).stem
+            # An earlier run's notebook says nothing about this one. S3 keeps whole seconds.
+            if name in known or one["LastModified"] < started.replace(microsecond=0):
+                continue
+            notebook = json.load(s3.get_object(Bucket=bucket, Key=one["Key"])["Body"])
+            if notebook["metadata"]["papermill"]["end_time"]:  # else it is still at work
+                yield name, notebook
+    except ClientError:  # not readable for us: the step's end and its log say more
+        return
+
+
+def _error(notebook: dict) -> str:
+    """Return `ename: evalue` of the cell that stopped a notebook; empty without one."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     errors = [output for output in outputs if output["output_type"] == "error"]
     return " ".join(f"{errors[0]['ename']}: {errors[0]['evalue']}".split()) if errors else ""
 

@@ -157,11 +157,10 @@ def plain(beginner):
 
 
 @pytest.fixture(scope="session")
-def errands(box, data):
-    """Futures of three jobs that take half a minute each, at the same time."""
+def errands(box, values):
+    """Futures of three jobs, at the same time."""
     run_dir = f"s3://{BUCKET}/runs/steps"
-    checked = steps.check_run(find_notebooks(), {"data": data, "run_dir": run_dir})
-    first = steps.requests(find_notebooks(), checked)[0]
+    whole = steps.run_request(steps.check_run(find_notebooks(), {**values, "run_dir": run_dir}))
     script, answer = f"{CLUSTER.stage}/doctor.py", f"s3://{BUCKET}/doctor.json"
     doctor = steps.request("doctor", ["spark-submit", script, answer])
 
@@ -171,7 +170,7 @@ def errands(box, data):
 
     with ThreadPoolExecutor(2) as executor:
         yield {
-            "step": executor.submit(run, first),
+            "step": executor.submit(run, whole),
             "failed": executor.submit(papermill, box, "04_pca", f"s3://{BUCKET}/runs/empty"),
             "doctor": executor.submit(run, doctor),
         }
@@ -179,7 +178,7 @@ def errands(box, data):
 
 @pytest.fixture(scope="session")
 def step(errands):
-    """The first notebook as the step that `fruits emr run` adds: (answer, run folder)."""
+    """All notebooks as the step that `fruits emr run` adds: (answer, run folder)."""
     return errands["step"].result(), f"s3://{BUCKET}/runs/steps"
 
 

@@ -53,15 +53,17 @@ def guide(box: Box, seconds: float, imagenet: bool) -> str:
     ssh = ["ssh", "-F", str(box.ssh_config), "-i", str(box.key), "hadoop@box"]
     ports = (HUB_PORT, HISTORY_PORT)
     forwards = [part for port in ports for part in ("-L", f"127.0.0.1:{port}:{PRIMARY}:{port}")]
-    step = [*ssh, "/opt/fruits/bin/fruits", "run", "--only", "01"]
+    step = [*ssh, "/opt/fruits/bin/fruits", "run"]
     step += ["--data", f"s3://{BUCKET}/photographs", "--run-dir", f"s3://{BUCKET}/runs/steps"]
+    weights = "imagenet" if imagenet else f"s3://{BUCKET}/{WEIGHTS}"
+    step += ["-p", f"weights={weights}"]
     return GUIDE.format(
         seconds=seconds,
         tunnel=shlex.join([*ssh, "-N", *forwards]),
         hub=HUB_PORT,
         history=HISTORY_PORT,
         bucket=BUCKET,
-        weights="imagenet" if imagenet else f"s3://{BUCKET}/{WEIGHTS}",
+        weights=weights,
         step=shlex.join(step),
         logs=box.folder / "logs",
         **PASSWORDS,

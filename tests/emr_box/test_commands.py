@@ -19,6 +19,12 @@ def test_a_step_of_the_cluster_runs_on_yarn(box, step):
     manifest = read_manifest(box, run_dir)
     assert manifest["environment"]["master"] == "yarn"
     assert manifest["load"]["images"] == 123
+    assert manifest["classify"]["passed"] == len(manifest["classify"]["checks"])
+
+
+def test_the_notebooks_of_a_step_are_one_application(box, step):
+    found = [app for app in box.yarn("cluster/apps")["app"] if app["name"] == "fruits steps"]
+    assert [app["finalStatus"] for app in found] == ["SUCCEEDED"]
 
 
 def test_the_report_in_the_bucket_opens_in_a_browser(box, step):
@@ -59,7 +65,7 @@ def test_the_tunnel_leads_to_the_history_of_a_finished_application(box, tunnel, 
     api = f"http://127.0.0.1:{tunnel[1]}/api/v1/applications"
 
     def finished():
-        (found,) = [app for app in ask(f"{api}?status=completed") if app["name"] == "01_load"]
+        (found,) = [app for app in ask(f"{api}?status=completed") if app["name"] == "fruits steps"]
         return found["id"]
 
     box.wait("the history server to have read the event log", finished)
