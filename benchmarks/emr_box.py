@@ -224,8 +224,8 @@ def write(manifest, steps, rates, sessions, work, weights: str, load: float) -> 
         "",
         "## Start-up",
         "",
-        "From the command to Spark's first task, with executors as configured. `fruits emr run` has "
-        "one step\nfor all notebooks. Goal: at most 15 %.",
+        "From the command to Spark's first task, with executors as configured. `fruits emr run` is",
+        "one step for all notebooks. Goal: at most 15 %.",
         "",
         "| as a step | start-up, s | rest, s | share of start-up |",
         "|---|---|---|---|",

@@ -22,6 +22,8 @@ from fruits_lib.networks import check_backbone
 from fruits_lib.parameters import find_notebooks
 from fruits_lib.storage import cache_folder
 
+INDEXED = f"s3://{BUCKET}/runs/indexed"
+
 
 def pytest_collection_modifyitems(items):
     """Two people come first: they work at the same time, and no fault shall strike them."""
@@ -158,7 +160,7 @@ def plain(beginner):
 
 @pytest.fixture(scope="session")
 def errands(box, values):
-    """Futures of three jobs, at the same time."""
+    """Futures of jobs that run at the same time."""
     run_dir = f"s3://{BUCKET}/runs/steps"
     whole = steps.run_request(steps.check_run(find_notebooks(), {**values, "run_dir": run_dir}))
     script, answer = f"{CLUSTER.stage}/doctor.py", f"s3://{BUCKET}/doctor.json"
@@ -168,8 +170,10 @@ def errands(box, values):
         assert step["HadoopJarStep"]["Jar"] == "command-runner.jar"  # runs its arguments
         return box.run(shlex.join(step["HadoopJarStep"]["Args"]))
 
+    index = f"{steps.LAUNCHER} run --only 01 --data {values['data']} --run-dir {INDEXED}"
     with ThreadPoolExecutor(2) as executor:
         yield {
+            "index": executor.submit(box.run, index),
             "step": executor.submit(run, whole),
             "failed": executor.submit(papermill, box, "04_pca", f"s3://{BUCKET}/runs/empty"),
             "doctor": executor.submit(run, doctor),
@@ -180,6 +184,14 @@ def errands(box, values):
 def step(errands):
     """All notebooks as the step that `fruits emr run` adds: (answer, run folder)."""
     return errands["step"].result(), f"s3://{BUCKET}/runs/steps"
+
+
+@pytest.fixture(scope="session")
+def indexed(errands):
+    """A run folder in which 01 alone has run."""
+    answer = errands["index"].result()
+    assert answer.returncode == 0, answer.stderr
+    return INDEXED
 
 
 @pytest.fixture(scope="session")

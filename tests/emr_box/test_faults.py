@@ -50,15 +50,7 @@ def featurize(box, quick):
 
 
 @pytest.fixture(scope="module")
-def indexed(alone, step):
-    """A run folder with an index."""
-    answer, run_dir = step
-    assert answer.returncode == 0, answer.stderr
-    return run_dir
-
-
-@pytest.fixture(scope="module")
-def deleted(box, indexed, featurize):
+def deleted(box, alone, indexed, featurize):
     """A run whose Livy session is deleted."""
     struck = strike(box, indexed, lambda: featurize(indexed), end_session)
     await_idle(box)
