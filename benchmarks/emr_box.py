@@ -178,9 +178,9 @@ def first_task(box: Box, application: str) -> float:
 
 
 def copy_prepared(box: Box, target: str) -> str:
-    """Give a new run folder the index of the prepared one; return its URI."""
+    """Give a new run folder what 01 wrote into the prepared one; return its URI."""
     for key in box.bucket.listing(f"{PREPARED}/"):
-        if key.startswith((f"{PREPARED}/index/", f"{PREPARED}/manifest.json")):
+        if not key.startswith((f"{PREPARED}/notebooks/", f"{PREPARED}/report")):
             box.bucket.put(key.replace(PREPARED, target), box.bucket.get(key))
     return f"s3://{BUCKET}/{target}"
 
