@@ -98,6 +98,7 @@ def _execute(
     # jsonschema would spend seconds on 38 grammars that check IRIs, which notebooks do not have.
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import papermill_io
 
@@ -142,6 +143,10 @@ def _execute(
                 )
             except PapermillExecutionError as error:
                 failure = FruitsError(f"{path.stem}: {error.ename}: {error.evalue}")
+                break
+            except DeadKernelError:
+                why = "its kernel died, killed or out of memory"
+                failure = FruitsError(f"{path.stem}: {why}: run it again, it goes on from there")
                 break
         summary = report.summarize(run_dir, time.monotonic() - started)
         manifest = read_manifest(run_dir)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -357,6 +358,7 @@ def started(tmp_path, monkeypatch):
 
     monkeypatch.setattr(parameters, "find_notebooks", lambda: paths)
     monkeypatch.setattr("papermill.execute_notebook", take)
+    monkeypatch.setattr("fruits_lib.session.shared_context", lambda *_: nullcontext())
     monkeypatch.setattr("fruits_lib.report.summarize", lambda *_: {})
     monkeypatch.chdir(tmp_path)
     return taken
@@ -485,7 +487,7 @@ class TestRecipes:
         assert words in refusal("--recipe", "mobilenet-raw-90", "-f", "p.yaml")
 
 
-INTERRUPTED = """
+HERE = """
 import signal
 from pathlib import Path
 from fruits_lib import cli, parameters
@@ -495,18 +497,34 @@ cli.main()
 """
 
 
-def test_ctrl_c_is_one_line_and_ends_the_kernel(tmp_path):
-    (tmp_path / "photographs").mkdir()
-    begun = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); "
-    write_notebooks(tmp_path, begun + "time.sleep(600)")
-    running = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, "run", "--data", "photographs", "--run-dir", "run"],
-        cwd=tmp_path,
+def start_here(folder, code):
+    """Start `fruits run` on notebooks of this code, in a folder."""
+    (folder / "photographs").mkdir()
+    write_notebooks(folder, code)
+    return subprocess.Popen(
+        [sys.executable, "-c", HERE, "run", "--data", "photographs", "--run-dir", "run"],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_a_kernel_that_dies_is_one_line(tmp_path):
+    running = start_here(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    _, stderr = running.communicate()
+    assert stderr.splitlines()[-1] == (
+        "fruits: 01_load: its kernel died, killed or out of memory: run it again, it goes on from "
+        "there"
+    )
+    assert "Traceback" not in stderr
+    assert running.returncode == 1
+
+
+def test_ctrl_c_is_one_line_and_ends_the_kernel(tmp_path):
+    begun = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); "
+    running = start_here(tmp_path, begun + "time.sleep(600)")
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):
         assert running.poll() is None, running.stderr.read()

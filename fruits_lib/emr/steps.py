@@ -113,7 +113,7 @@ def _executed(s3, step: dict, run_dir: str, known: set[str]) -> Iterator[tuple[s
             if name in known or one["LastModified"] < started.replace(microsecond=0):
                 continue
             notebook = json.load(s3.get_object(Bucket=bucket, Key=one["Key"])["Body"])
-            if notebook["metadata"]["papermill"]["end_time"]:  # else it is still at work
+            if notebook["metadata"].get("papermill", {}).get("end_time"):  # else it is at work
                 yield name, notebook
     except ClientError:  # not readable for us: the step's end and its log say more
         return
