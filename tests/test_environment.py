@@ -99,9 +99,9 @@ def test_runtime_ranges_name_every_package_that_the_library_imports(runtime):
     tops = {module.partition(".")[0] for module in modules}
     needed = {canonicalize_name(name) for top in tops for name in distributions.get(top, [])}
     assert {"numpy", "pyspark"} <= needed  # or the search found nothing
-    # By boto3, by ai-edge-litert, by ipykernel (three), by pyspark.
+    # By boto3, by ai-edge-litert, by papermill, by ipykernel (three), by pyspark.
     jupyter = {"ipython", "jupyter-client", "jupyter-core"}
-    brought = {"botocore", "flatbuffers", "py4j", *jupyter}
+    brought = {"botocore", "flatbuffers", "nbclient", "py4j", *jupyter}
     assert needed - set(runtime) - brought == {"fruits-lib"}
 
 
