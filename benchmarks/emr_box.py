@@ -42,6 +42,7 @@ CONFIGURED = "as configured"
 LATER = ("03_pick_k", "04_pca", "05_verify", "06_classify")
 WHOLE = "all six in one step"
 OPTIONS = {"01_load": f"--data {DATA}", "02_featurize": f"-p weights={WEIGHTS}"}
+OPTIONS[WHOLE] = " ".join(OPTIONS.values())
 SPARK_ARROW = 10_000  # rows of an Arrow batch, Spark's default
 MOMENTS = """\
 from pyspark.sql import SparkSession, functions as F
@@ -145,9 +146,9 @@ def arms() -> dict[str, dict[str, str]]:
 def step(box: Box, notebook: str, run_dir: str, conf: dict[str, str] | None = None) -> Step:
     """Run one notebook, or all of them, as EMR runs a step."""
     options = "".join(f"--conf {key}={value} " for key, value in (conf or {}).items())
-    own = OPTIONS.get(notebook, "") + f" --only {notebook}"
-    own = " ".join(OPTIONS.values()) if notebook == WHOLE else own
-    command = f"/opt/fruits/bin/fruits run --run-dir {run_dir} {own}"
+    which = "" if notebook == WHOLE else f"--only {notebook}"
+    own = OPTIONS.get(notebook, "")
+    command = f"/opt/fruits/bin/fruits run --run-dir {run_dir} {own} {which}"
     began = time.time()
     box.check(command, PYSPARK_SUBMIT_ARGS=f"{options}pyspark-shell")
     ended = time.time()

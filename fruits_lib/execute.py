@@ -105,7 +105,7 @@ def _execute(
     from fruits_lib import report
 
     known = {path: parameters.declared(path) for path in chosen}
-    run_dir, failure = results.rstrip("/"), None
+    run_dir, failure = results.rstrip("/"), ""
     if folder := local_path(results):
         check_writable(str(folder / "notebooks"))
     else:
@@ -142,11 +142,11 @@ def _execute(
                     km=next(kernels),
                 )
             except PapermillExecutionError as error:
-                failure = FruitsError(f"{path.stem}: {error.ename}: {error.evalue}")
+                failure = f"{path.stem}: {error.ename}: {error.evalue}"
                 break
             except DeadKernelError:
                 why = "its kernel died, killed or out of memory"
-                failure = FruitsError(f"{path.stem}: {why}: run it again, it goes on from there")
+                failure = f"{path.stem}: {why}: run it again, it goes on from there"
                 break
         summary = report.summarize(run_dir, time.monotonic() - started)
         manifest = read_manifest(run_dir)
@@ -154,7 +154,7 @@ def _execute(
         shown = [outputs[path] for path in notebooks if path in current]
         report.write_report(run_dir, shown, summary)
     if failure:
-        raise failure
+        raise FruitsError(failure)
     click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
 
 

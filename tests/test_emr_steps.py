@@ -1,4 +1,4 @@
-"""Notebooks as steps: what they are asked to run, how they are followed, why they fail."""
+"""Steps: what they run, how they are followed, why they fail."""
 
 import gzip
 from datetime import timedelta

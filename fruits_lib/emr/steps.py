@@ -69,18 +69,18 @@ def follow(emr, s3, cluster_id: str, step_id: str, run_dir: str = "") -> Iterato
         If the step did not complete. The error of its notebook comes first; then the last line of
         its stderr; then what EMR says.
     """
-    step, executed, error = {}, set(), ""
-    while not step or state(step) not in STEP_ENDED:
-        if step:
-            time.sleep(POLL)
+    executed, error = set(), ""
+    while True:
         step = emr.describe_step(ClusterId=cluster_id, StepId=step_id)["Step"]
         for name, notebook in _executed(s3, step, run_dir, executed):
             executed.add(name)
-            error = _error(notebook)
-            if error:
-                error = f"{name}: {error}"
+            if said := _error(notebook):
+                error = f"{name}: {said}"
             else:
                 yield name, notebook["metadata"]["papermill"]["duration"] / 60
+        if state(step) in STEP_ENDED:
+            break
+        time.sleep(POLL)
     if state(step) != "COMPLETED":
         cluster = emr.describe_cluster(ClusterId=cluster_id)["Cluster"]
         raise FruitsError(error or f"{step['Name']}: {_explain_failure(s3, cluster, step)}")
