@@ -295,7 +295,7 @@ def _text(path: str) -> str:
 def _list_bucket(data: str) -> tuple[list[_File], Callable]:
     bucket, key = storage.bucket_and_key(data)
     prefix = f"{key}/" if key else ""
-    s3 = aws.client("s3", config=aws.RETRIES)
+    s3 = aws.client("s3", config=aws.FILE_RETRIES)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     try:
         found = [

@@ -9,7 +9,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
 
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
@@ -67,7 +73,7 @@ def _s3():
 
 @lru_cache(maxsize=1)
 def _client(environment: frozenset):
-    return aws.client("s3", config=aws.RETRIES)
+    return aws.client("s3", config=aws.FILE_RETRIES)
 
 
 def reader():
@@ -76,7 +82,13 @@ def reader():
 
     def read(uri: str) -> bytes:
         bucket, key = uri.split("://", 1)[1].split("/", 1)
-        return s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        for later_attempts in (2, 1, 0):
+            body = s3.get_object(Bucket=bucket, Key=key)["Body"]
+            try:
+                return body.read()
+            except (HTTPClientError, IncompleteReadError):  # botocore repeats requests, not bodies
+                if not later_attempts:
+                    raise
 
     return read
 

@@ -126,3 +126,11 @@ def shared():
     if not (folder / "fruits360").is_dir():
         pytest.skip(f"{folder} has no fruits360/: set FRUITS_SHARED to a folder that has it")
     return folder
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    """Credentials and a region, for servers that take any, or none."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "anything")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")

@@ -270,3 +270,30 @@ def _proxy(server: S3Server, share: float):
     finally:
         proxy.shutdown()
         proxy.server_close()
+
+
+@contextlib.contextmanager
+def answering(*answers):
+    """A server that gives these answers, (status, headers, body), the last one for ever."""
+    left = list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+            if not status:
+                return
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_DELETE = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -1,7 +1,5 @@
 """What is wrong with a bucket is said in one line, before Spark starts."""
 
-import contextlib
-import http.server
 import json
 import resource
 import socket
@@ -10,6 +8,7 @@ import time
 
 import pytest
 from botocore.config import Config
+from servers import answering
 
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
@@ -20,13 +19,6 @@ from fruits_lib.storage import preflight
 def real(request):
     if request.config.getoption("--s3") != "minio":
         pytest.skip("moto takes any credentials: make test-s3")
-
-
-@pytest.fixture
-def keys(monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "anything")
-    monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
 
 def refused(**places):
@@ -201,33 +193,6 @@ def test_ten_attempts_of_two_seconds_name_a_server_that_hangs():
     attempts = aws.PREFLIGHT.retries["total_max_attempts"]
     assert attempts * max(aws.PREFLIGHT.connect_timeout, aws.PREFLIGHT.read_timeout) <= 20
     assert 6 * 0.1**attempts < 1e-6  # six requests, one of ten connections reset
-
-
-@contextlib.contextmanager
-def answering(*answers):
-    """A server that gives these answers, (status, headers, body), the last one for ever."""
-    left = list(answers)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = left.pop(0) if len(left) > 1 else left[0]
-            if not status:
-                return
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_DELETE = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 CONTENTS = b"<Contents><Key>photographs/1</Key></Contents>"

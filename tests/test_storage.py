@@ -1,10 +1,15 @@
 """Files by path or URI without Spark: one rule for local names, content types in a bucket."""
 
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import BotoCoreError, EndpointConnectionError
+from servers import answering
 
-from fruits_lib import storage
+from fruits_lib import storage, udf
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import open_run
 
@@ -92,3 +97,31 @@ def test_a_run_writes_its_manifest_as_json(spark, bucket):
         entry["images"] = 1
     found = bucket.client.head_object(Bucket=bucket.name, Key="run/manifest.json")
     assert found["ContentType"] == "application/json"
+
+
+def test_threads_that_read_outlast_an_outage_of_eight_seconds(keys, monkeypatch):
+    waits = defaultdict(list)
+    monkeypatch.setattr(
+        "botocore.endpoint.time.sleep",
+        lambda seconds: waits[threading.current_thread()].append(seconds),
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    read = storage.reader()
+    with ThreadPoolExecutor(udf.FETCHERS) as threads:
+        reading = [threads.submit(read, "s3://b/photograph.jpg") for _ in range(udf.FETCHERS)]
+    assert all(isinstance(one.exception(), EndpointConnectionError) for one in reading)
+    assert min(sum(each) for each in waits.values()) > 8
+    assert sum(map(len, waits.values())) == 8 * udf.FETCHERS
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_body_that_breaks_off_is_read_three_times(failures, keys, monkeypatch):
+    half = (200, {"Content-Length": "10"}, b"12345")
+    with answering(*[half] * failures, (200, {}, b"1234567890")) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        read = storage.reader()
+        if failures < 3:
+            assert read("s3://b/photograph.jpg") == b"1234567890"
+        else:
+            with pytest.raises(BotoCoreError):
+                read("s3://b/photograph.jpg")
