@@ -4,6 +4,7 @@ import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import BotoCoreError, EndpointConnectionError
@@ -101,10 +102,8 @@ def test_a_run_writes_its_manifest_as_json(spark, bucket):
 
 def test_threads_that_read_outlast_an_outage_of_eight_seconds(keys, monkeypatch):
     waits = defaultdict(list)
-    monkeypatch.setattr(
-        "botocore.endpoint.time.sleep",
-        lambda seconds: waits[threading.current_thread()].append(seconds),
-    )
+    wait = SimpleNamespace(sleep=lambda seconds: waits[threading.get_ident()].append(seconds))
+    monkeypatch.setattr("botocore.endpoint.time", wait)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     read = storage.reader()
     with ThreadPoolExecutor(udf.FETCHERS) as threads:
