@@ -5,21 +5,23 @@ load it. The exported file takes one uint8 RGB image of shape (1, size, size, 3)
 preprocessing inside, and gives float32 features of shape (1, width).
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from fruits_lib import random_weights
 from fruits_lib.environment import installed
@@ -28,6 +30,11 @@ from fruits_lib.networks import KERAS_WEIGHTS, NETWORKS, BackboneSpec, check_bac
 from fruits_lib.runs import Run, read_bytes
 from fruits_lib.storage import cache_folder
 
+# Where Keras downloads them from, to ask without TensorFlow, whose import takes seconds.
+IMAGENET_WEIGHTS = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+)
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of red, green and blue, where white is 1
 
 
@@ -69,11 +76,8 @@ def export_backbone(
     spec = check_backbone(backbone, weights, input_size, pooling, seed)
     if run.exists("backbone/backbone.json"):
         return _read_exported(run, spec)
-    installed = Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite")
     if weights.endswith(".tflite"):
         content = read_bytes(run.spark, weights)
-    elif weights == "imagenet" and installed.is_file():  # on a cluster's node, by bootstrap.sh
-        content = installed.read_bytes()
     elif weights in KERAS_WEIGHTS:
         content = export(spec)
     else:
@@ -172,6 +176,18 @@ def check_litert(content: bytes, spec: BackboneSpec) -> int:
     return width
 
 
+@contextmanager
+def export_ahead(spec: BackboneSpec | None) -> Iterator[None]:
+    """Export a network into the user's cache while other work goes on; `export` then waits for it.
+
+    What fails here fails again in `export`, where it can be said.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        if spec and spec.weights in KERAS_WEIGHTS:
+            thread.submit(export, spec)
+        yield
+
+
 def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
     """Return a network as a LiteRT file, built with Keras or else from the user's cache.
 
@@ -182,30 +198,49 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
     FruitsError
         If TensorFlow is not installed, or Keras cannot get or fit the weights.
     """
-    with suppress(OSError):
-        return _cached(spec, weights_file).read_bytes()
-    content = in_tensorflow(_convert, spec, weights_file)
-    with suppress(OSError):  # a cache that cannot be written costs time, no more
-        file = _cached(spec, weights_file)  # again: Keras may have downloaded the weights
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(content)
-        os.replace(part.name, file)
-    return content
+    if spec.weights == "imagenet":
+        with suppress(OSError):  # on a cluster's node, by bootstrap.sh
+            return Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite").read_bytes()
+    with _one_at_a_time():
+        with suppress(OSError):
+            return _cached(spec, weights_file).read_bytes()
+        content = in_tensorflow(_convert, spec, weights_file)
+        with suppress(OSError):  # a cache that cannot be written costs time, no more
+            file = _cached(spec, weights_file)  # again: Keras may have downloaded the weights
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+                part.write(content)
+            os.replace(part.name, file)
+        return content
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait while another thread or process exports: the cache may then have what is wanted."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(cache_folder() / "backbones.lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _cached(spec: BackboneSpec, weights_file: bytes | None) -> Path:
     """Return where an export is cached: its name has a hash of all that determines its content."""
     weights = hashlib.sha256(weights_file or b"").hexdigest()
     if spec.weights == "imagenet":  # by Keras' own file, whose name Keras alone knows
-        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
-        files = ((file.name, file.stat()) for file in sorted(home.glob("*.h5")))
+        files = ((file.name, file.stat()) for file in sorted(_keras_models().glob("*.h5")))
         weights = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
     code = [Path(module).read_text() for module in (__file__, random_weights.__file__)]
     versions = [installed(name) for name in ("keras", "tensorflow", "tensorflow-cpu")]
     known = [spec.name, spec.seed, repr(NETWORKS[spec.backbone]), weights, versions, code]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     return cache_folder() / "backbones" / f"{spec.name}-{key}.tflite"
+
+
+def _keras_models() -> Path:
+    """Return the folder where Keras keeps the weights that it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
 
 
 def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | None, *arguments):
@@ -228,10 +263,12 @@ def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | 
 
 
 def imagenet_available() -> bool:
-    """Return whether MobileNetV2 can be exported with ImageNet weights, which caches the export."""
+    """Return whether Keras has MobileNetV2's ImageNet weights, or can reach them in 5 seconds."""
+    if (_keras_models() / IMAGENET_WEIGHTS.rpartition("/")[2]).is_file():
+        return True
     try:
-        export(check_backbone("mobilenet_v2"))
-    except FruitsError:
+        urlopen(Request(IMAGENET_WEIGHTS, method="HEAD"), timeout=5).close()
+    except OSError:
         return False
     return True
 

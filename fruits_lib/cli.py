@@ -194,7 +194,7 @@ def export(target: str, run_dir: str | None, precision: str | None, **asked) -> 
         return
     if precision is not None:
         raise FruitsError(f"--precision {precision} belongs to --run-dir: give that too")
-    spec = networks.check_backbone(**{"backbone": "mobilenet_v2", **asked})
+    spec = networks.check_backbone(**asked)
     weights = None if spec.weights in ("imagenet", "random") else Path(spec.weights)
     if weights and not weights.is_file():
         raise FruitsError(f"weights={weights} is not a file on this machine: give one that is")

@@ -1,5 +1,6 @@
 """Notebooks run headless: checked before anything starts, executed in order, and reported."""
 
+import inspect
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from fruits_lib import parameters, session
+from fruits_lib import backbones, parameters, session
 from fruits_lib.apply import check_results
 from fruits_lib.errors import FruitsError
 from fruits_lib.lease import take
-from fruits_lib.networks import KERAS_WEIGHTS
+from fruits_lib.networks import KERAS_WEIGHTS, BackboneSpec, check_backbone
 from fruits_lib.runs import read_manifest
 from fruits_lib.splits import why_unlabelled
 from fruits_lib.stages import STAGES, check_unfinished, check_version, recorded, verified
@@ -60,7 +61,8 @@ def run_notebooks(
         click.echo(f"fruits: {line}", err=True)
     if not any("data" in known[path] for path in chosen):
         _check_data(values.get("data"), manifest)
-    _execute(chosen, notebooks, values, values["run_dir"], started, only is not None)
+    with backbones.export_ahead(_later_backbone(chosen, values)):
+        _execute(chosen, notebooks, values, values["run_dir"], started, only is not None)
 
 
 def apply_notebook(given: dict) -> None:
@@ -218,6 +220,14 @@ def _unfinished(chosen: list[Path], manifest: dict, run_dir: str) -> list[Path]:
     if left != chosen:
         click.echo(f"{run_dir} is verified: going on with {left[0].stem}")
     return left
+
+
+def _later_backbone(chosen: list[Path], values: dict) -> BackboneSpec | None:
+    """Return the network that a notebook after the first one will want, if there is one."""
+    if "featurize" not in map(_stage, chosen[1:]):
+        return None
+    names = values.keys() & inspect.signature(check_backbone).parameters
+    return check_backbone(**{name: values[name] for name in names})
 
 
 def _stage(path: Path) -> str | None:

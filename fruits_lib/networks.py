@@ -54,7 +54,7 @@ class BackboneSpec:
 
 
 def check_backbone(
-    backbone: str,
+    backbone: str = "mobilenet_v2",
     weights: str = "imagenet",
     input_size: int = 0,
     pooling: str = "avg",

@@ -288,7 +288,7 @@ def answering(*answers):
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_DELETE = do_GET
+        do_HEAD = do_POST = do_DELETE = do_GET
 
         def log_message(self, *_):
             pass

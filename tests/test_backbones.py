@@ -4,11 +4,18 @@ import hashlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import answering
 
 from fruits_lib import backbones
 from fruits_lib.backbones import export, export_backbone
@@ -417,15 +424,36 @@ def test_imagenet_out_of_reach_names_the_way_out(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_says_whether_imagenet_is_within_reach(monkeypatch, found):
-    def export(spec):
-        assert spec.weights == "imagenet"
-        if not found:
-            raise FruitsError("out of reach")
+@pytest.fixture
+def keras_home(tmp_path, monkeypatch):
+    """An empty folder where Keras keeps its weights, and no host that has any."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/weights.h5"
+    monkeypatch.setattr(backbones, "IMAGENET_WEIGHTS", url)
+    return tmp_path / "models"
 
-    monkeypatch.setattr(backbones, "export", export)
-    assert backbones.imagenet_available() is found
+
+def test_imagenet_is_within_reach_where_keras_has_it(keras_home):
+    assert not backbones.imagenet_available()
+    (keras_home / "weights.h5").write_bytes(b"")
+    assert backbones.imagenet_available()
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_imagenet_is_within_reach_where_it_can_be_downloaded(status, keras_home, monkeypatch):
+    with answering((status, {}, b"")) as server:
+        monkeypatch.setattr(backbones, "IMAGENET_WEIGHTS", f"{server}/weights.h5")
+        assert backbones.imagenet_available() is (status == 200)
+
+
+def test_keras_downloads_from_where_it_is_asked():
+    (package,) = find_spec("keras").submodule_search_locations
+    source = Path(package, "src/applications/mobilenet_v2.py").read_text()
+    folder, _, name = backbones.IMAGENET_WEIGHTS.rpartition("/")
+    assert f'"{folder}/"' in source
+    assert f'"{name.removesuffix("1.0_224_no_top.h5")}"' in source
 
 
 def test_without_tensorflow_the_error_names_the_command(cache, monkeypatch):
@@ -462,6 +490,39 @@ def test_a_network_is_converted_once(conversions):
     spec = check_backbone("vgg16", "random")
     assert [export(spec) for _ in range(3)] == [b"network 1"] * 3
     assert conversions == [spec]
+
+
+def test_two_who_want_a_network_at_once_convert_it_once(conversions, monkeypatch):
+    spec, convert = check_backbone("vgg16", "random"), backbones.in_tensorflow
+    both = threading.Barrier(2)
+
+    def slow(*arguments):
+        time.sleep(0.2)  # so that the other one would come here too
+        return convert(*arguments)
+
+    def ask(_):
+        both.wait()
+        return export(spec)
+
+    monkeypatch.setattr(backbones, "in_tensorflow", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(ask, range(2))) == [b"network 1"] * 2
+
+
+def test_an_export_ahead_is_in_the_cache(conversions):
+    spec = check_backbone("vgg16", "random")
+    with backbones.export_ahead(spec):
+        pass
+    assert export(spec) == b"network 1"
+
+
+def test_an_export_ahead_that_fails_fails_where_it_is_needed(cache, monkeypatch):
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    spec = check_backbone("vgg16", "random")
+    with backbones.export_ahead(spec):
+        pass
+    with pytest.raises(FruitsError, match="is not installed"):
+        export(spec)
 
 
 @pytest.mark.parametrize(

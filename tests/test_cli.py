@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from fruits_lib import cli, lease, parameters, recipes
+from fruits_lib import backbones, cli, lease, parameters, recipes
+from fruits_lib.networks import check_backbone
 from fruits_lib.sample import GOOD, REJECTS, SET_ASIDE, write_sample
 
 FRUITS = Path(sys.executable).with_name("fruits")
@@ -360,6 +361,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", take)
     monkeypatch.setattr("fruits_lib.session.shared_context", lambda *_: nullcontext())
     monkeypatch.setattr("fruits_lib.report.summarize", lambda *_: {})
+    monkeypatch.setattr(backbones, "export", lambda spec: None)
     monkeypatch.chdir(tmp_path)
     return taken
 
@@ -388,6 +390,16 @@ class TestWhatIsStarted:
     def test_a_notebook_has_four_names(self, name, started):
         assert invoke("--only", name).exit_code == 0
         assert list(started) == ["03_pick_k"]
+
+    def test_the_network_is_exported_while_01_works(self, started, monkeypatch):
+        exported = []
+        monkeypatch.setattr(backbones, "export", exported.append)
+        data, weights = ("--data", "photographs"), ("-p", "weights=random")
+        assert invoke(*data, *weights).exit_code == 0
+        assert exported == [check_backbone(weights="random")]
+        assert invoke(*data, *weights, "--from", "2").exit_code == 0
+        assert invoke(*data, "--only", "1").exit_code == 0
+        assert len(exported) == 1  # where 02 is the first one, it exports itself
 
     def test_from_goes_on_to_the_end(self, started):
         assert invoke("--from", "featurize").exit_code == 0
@@ -490,7 +502,8 @@ class TestRecipes:
 HERE = """
 import signal
 from pathlib import Path
-from fruits_lib import cli, parameters
+from fruits_lib import backbones, cli, parameters
+backbones.export = lambda spec: None
 parameters.find_notebooks = lambda: sorted(Path().glob("*.ipynb"))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in the background
 cli.main()
