@@ -21,20 +21,20 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 from fruits_lib import random_weights
 from fruits_lib.environment import installed
 from fruits_lib.errors import FruitsError
-from fruits_lib.networks import KERAS_WEIGHTS, NETWORKS, BackboneSpec, check_backbone
+from fruits_lib.networks import (
+    KERAS_WEIGHTS,
+    NETWORKS,
+    BackboneSpec,
+    check_backbone,
+    keras_models,
+)
 from fruits_lib.runs import Run, read_bytes
 from fruits_lib.storage import cache_folder
 
-# Where Keras downloads them from, to ask without TensorFlow, whose import takes seconds.
-IMAGENET_WEIGHTS = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
-    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
-)
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of red, green and blue, where white is 1
 
 
@@ -229,18 +229,13 @@ def _cached(spec: BackboneSpec, weights_file: bytes | None) -> Path:
     """Return where an export is cached: its name has a hash of all that determines its content."""
     weights = hashlib.sha256(weights_file or b"").hexdigest()
     if spec.weights == "imagenet":  # by Keras' own file, whose name Keras alone knows
-        files = ((file.name, file.stat()) for file in sorted(_keras_models().glob("*.h5")))
+        files = ((file.name, file.stat()) for file in sorted(keras_models().glob("*.h5")))
         weights = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
     code = [Path(module).read_text() for module in (__file__, random_weights.__file__)]
     versions = [installed(name) for name in ("keras", "tensorflow", "tensorflow-cpu")]
     known = [spec.name, spec.seed, repr(NETWORKS[spec.backbone]), weights, versions, code]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
     return cache_folder() / "backbones" / f"{spec.name}-{key}.tflite"
-
-
-def _keras_models() -> Path:
-    """Return the folder where Keras keeps the weights that it downloads."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
 
 
 def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | None, *arguments):
@@ -260,17 +255,6 @@ def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | 
         local = Path(folder, Path(spec.weights).name)
         local.write_bytes(weights_file)
         return _in_own_process(function, replace(spec, weights=str(local)), *arguments)
-
-
-def imagenet_available() -> bool:
-    """Return whether Keras has MobileNetV2's ImageNet weights, or can reach them in 5 seconds."""
-    if (_keras_models() / IMAGENET_WEIGHTS.rpartition("/")[2]).is_file():
-        return True
-    try:
-        urlopen(Request(IMAGENET_WEIGHTS, method="HEAD"), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _in_own_process(function: Callable, *arguments):

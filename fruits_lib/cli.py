@@ -123,7 +123,7 @@ def demo() -> None:
     for folder in (photographs, run_dir):
         shutil.rmtree(folder, ignore_errors=True)
     click.echo(f"{write_sample(photographs)} files of the embedded sample are in {photographs}")
-    weights = "imagenet" if backbones.imagenet_available() else "random"
+    weights = "imagenet" if networks.imagenet_available() else "random"
     if weights == "random":
         click.echo("ImageNet weights cannot be reached from here: using seeded random weights.")
     execute.run_notebooks({"weights": weights, "data": photographs, "run_dir": run_dir})

@@ -1,11 +1,19 @@
 """The networks that can be a backbone, and what may be asked of one."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.request import Request, urlopen
 
 from fruits_lib.errors import FruitsError
 
 KERAS_WEIGHTS = ("imagenet", "random")  # what Keras has without a file
+# What Keras downloads, to ask without TensorFlow, whose import takes seconds.
+IMAGENET_WEIGHTS = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+)
 
 
 @dataclass(frozen=True)
@@ -85,3 +93,19 @@ def check_backbone(
     if not 0 <= seed < 2**32:
         raise FruitsError(f"seed={seed} is outside 0 to 2**32 - 1: choose one inside")
     return BackboneSpec(backbone, weights, size, pooling, seed if weights == "random" else 0)
+
+
+def keras_models() -> Path:
+    """Return the folder where Keras keeps the weights that it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
+
+
+def imagenet_available() -> bool:
+    """Return whether Keras has MobileNetV2's ImageNet weights, or can reach them in 5 seconds."""
+    if (keras_models() / IMAGENET_WEIGHTS.rpartition("/")[2]).is_file():
+        return True
+    try:
+        urlopen(Request(IMAGENET_WEIGHTS, method="HEAD"), timeout=5).close()
+    except OSError:
+        return False
+    return True

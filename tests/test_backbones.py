@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from servers import answering
 
-from fruits_lib import backbones
+from fruits_lib import backbones, networks
 from fruits_lib.backbones import export, export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.networks import NETWORKS, check_backbone
@@ -431,27 +431,27 @@ def keras_home(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/weights.h5"
-    monkeypatch.setattr(backbones, "IMAGENET_WEIGHTS", url)
+    monkeypatch.setattr(networks, "IMAGENET_WEIGHTS", url)
     return tmp_path / "models"
 
 
 def test_imagenet_is_within_reach_where_keras_has_it(keras_home):
-    assert not backbones.imagenet_available()
+    assert not networks.imagenet_available()
     (keras_home / "weights.h5").write_bytes(b"")
-    assert backbones.imagenet_available()
+    assert networks.imagenet_available()
 
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_imagenet_is_within_reach_where_it_can_be_downloaded(status, keras_home, monkeypatch):
     with answering((status, {}, b"")) as server:
-        monkeypatch.setattr(backbones, "IMAGENET_WEIGHTS", f"{server}/weights.h5")
-        assert backbones.imagenet_available() is (status == 200)
+        monkeypatch.setattr(networks, "IMAGENET_WEIGHTS", f"{server}/weights.h5")
+        assert networks.imagenet_available() is (status == 200)
 
 
 def test_keras_downloads_from_where_it_is_asked():
     (package,) = find_spec("keras").submodule_search_locations
     source = Path(package, "src/applications/mobilenet_v2.py").read_text()
-    folder, _, name = backbones.IMAGENET_WEIGHTS.rpartition("/")
+    folder, _, name = networks.IMAGENET_WEIGHTS.rpartition("/")
     assert f'"{folder}/"' in source
     assert f'"{name.removesuffix("1.0_224_no_top.h5")}"' in source
 

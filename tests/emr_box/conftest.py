@@ -16,9 +16,9 @@ from peaks import Peaks
 from servers import REGION, await_port, client, free_port, s3_server
 from work import NOTEBOOKS, given, in_the_browser, papermill
 
-from fruits_lib.backbones import export, imagenet_available
+from fruits_lib.backbones import export
 from fruits_lib.emr import steps
-from fruits_lib.networks import check_backbone
+from fruits_lib.networks import check_backbone, imagenet_available
 from fruits_lib.parameters import find_notebooks
 from fruits_lib.storage import cache_folder
 
