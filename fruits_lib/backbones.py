@@ -182,10 +182,14 @@ def export_ahead(spec: BackboneSpec | None) -> Iterator[None]:
 
     What fails here fails again in `export`, where it can be said.
     """
-    with ThreadPoolExecutor(1) as thread:
-        if spec and spec.weights in KERAS_WEIGHTS:
-            thread.submit(export, spec)
+    thread = ThreadPoolExecutor(1)
+    if spec and spec.weights in KERAS_WEIGHTS:
+        thread.submit(export, spec)
+    try:
         yield
+        thread.shutdown()
+    finally:
+        thread.shutdown(wait=False)  # a run that fails says so at once
 
 
 def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
