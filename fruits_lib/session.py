@@ -92,22 +92,32 @@ def shared_context(app: str, places: Mapping[str, str]) -> Iterator[None]:
     for name in GATEWAY:
         os.environ.pop(name, None)  # another JVM, such as that of spark-submit
     conf = SparkConf(loadDefaults=False).setAll(_local_settings(places).items()).setAppName(app)
-    with spark_errors("the start of Spark", START_FAILED):
-        gateway = launch_gateway(conf)
+    starting = ThreadPoolExecutor(1)
+    # In a thread, because Ctrl-C in the middle of it would leave a JVM that nobody ends.
+    launched = starting.submit(launch_gateway, conf)
+    try:
+        with spark_errors("the start of Spark", START_FAILED):
+            gateway = launched.result()
+    except KeyboardInterrupt:
+        _end(launched.result())
+        raise
     address = gateway.gateway_parameters
     here = dict(zip((SHARED, *GATEWAY), ("1", str(address.port), address.auth_token), strict=True))
     os.environ |= here
-    starting = ThreadPoolExecutor(1)
     starting.submit(_context, gateway.jvm)  # an error appears where a notebook attaches
     try:
         yield
     finally:
         for name in here:
             del os.environ[name]
-        gateway.shutdown()
-        gateway.proc.stdin.close()  # the JVM stops its context and ends
-        gateway.proc.wait()
+        _end(gateway)
         starting.shutdown()
+
+
+def _end(gateway) -> None:
+    gateway.shutdown()
+    gateway.proc.stdin.close()  # the JVM stops its context and ends
+    gateway.proc.wait()
 
 
 def _context(jvm):
