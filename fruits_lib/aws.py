@@ -24,8 +24,8 @@ RETRIES = Config(
 # together, which eight threads use up in six seconds; the legacy mode counts for each request.
 # Nine attempts last 8 seconds or more but for one request in a million, and four minutes at most.
 FILE_RETRIES = RETRIES.merge(Config(retries={"mode": "legacy", "total_max_attempts": 9}))
-# The attempts of the work for what is asked before it: where one in ten is reset, six requests fail
-# with a chance of 6e-10. Two seconds for each name a server that hangs in about half a minute.
+# For what is asked before a run: where one in ten is reset, six requests fail with a chance of
+# 6e-10. Two seconds for each name a server that hangs in about half a minute.
 PREFLIGHT = RETRIES.merge(Config(connect_timeout=2, read_timeout=2))
 # For what can do without an answer, such as today's prices.
 FEW_RETRIES = Config(
