@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -100,7 +101,6 @@ def _execute(
     # jsonschema would spend seconds on 38 grammars that check IRIs, which notebooks do not have.
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import papermill_io
 
@@ -146,8 +146,8 @@ def _execute(
             except PapermillExecutionError as error:
                 failure = f"{path.stem}: {error.ename}: {error.evalue}"
                 break
-            except DeadKernelError:
-                why = "its kernel died, killed or out of memory"
+            except RuntimeError as error:  # nbclient's, while the kernel starts or works
+                why = f"its kernel was killed, is out of memory or does not start ({error})"
                 failure = f"{path.stem}: {why}: run it again, it goes on from there"
                 break
         summary = report.summarize(run_dir, time.monotonic() - started)
@@ -164,24 +164,29 @@ def _kernels(count: int) -> Iterator:
     """Yield kernels; each starts, with the notebooks' imports, while the one before works."""
     from jupyter_core.utils import run_sync
 
-    following = _start_kernel()
-    try:
-        for left in reversed(range(count)):
-            kernel, following = following, _start_kernel() if left else None
-            try:
-                yield kernel
-            finally:
-                run_sync(kernel.shutdown_kernel)(now=True)
-    finally:
-        if following:
-            run_sync(following.shutdown_kernel)(now=True)
+    # A socket's path has 107 bytes at most: TMPDIR may be longer, and Spark needs /tmp, too.
+    with TemporaryDirectory(prefix="fruits-", dir="/tmp") as sockets:
+        following = _start_kernel(f"{sockets}/{count}")
+        try:
+            for left in reversed(range(count)):
+                kernel = following
+                following = _start_kernel(f"{sockets}/{left}") if left else None
+                try:
+                    yield kernel
+                finally:
+                    run_sync(kernel.shutdown_kernel)(now=True)
+        finally:
+            if following:
+                run_sync(following.shutdown_kernel)(now=True)
 
 
-def _start_kernel():
+def _start_kernel(sockets: str):
     from jupyter_client import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    kernel = AsyncKernelManager()  # the other one would wait for a cell that Ctrl-C interrupts
+    # Asynchronous, because the other one would wait for a cell that Ctrl-C interrupts. Sockets in
+    # files, because another process can take a TCP port between its choice and its use.
+    kernel = AsyncKernelManager(transport="ipc", ip=sockets)
     imports = "; ".join(f"__import__({name!r})" for name in IMPORTS)
     run_sync(kernel.start_kernel)(
         extra_arguments=[

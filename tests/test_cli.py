@@ -524,15 +524,35 @@ def start_here(folder, code):
     )
 
 
-def test_a_kernel_that_dies_is_one_line(tmp_path):
-    running = start_here(tmp_path, "import os; os.kill(os.getpid(), 9)")
+def dead_kernel(running):
+    """Return what the line about a dead kernel gives as the reason."""
     _, stderr = running.communicate()
-    assert stderr.splitlines()[-1] == (
-        "fruits: 01_load: its kernel died, killed or out of memory: run it again, it goes on from "
-        "there"
-    )
+    words = "its kernel was killed, is out of memory or does not start"
+    line = rf"fruits: 01_load: {words} \((.*)\): run it again, it goes on from there"
     assert "Traceback" not in stderr
     assert running.returncode == 1
+    return re.fullmatch(line, stderr.splitlines()[-1])[1]
+
+
+def test_a_kernel_that_dies_is_one_line(tmp_path):
+    running = start_here(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    assert dead_kernel(running) == "Kernel died"
+
+
+def test_a_kernel_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    broken = {"argv": ["false"], "display_name": "broken", "language": "python"}
+    (tmp_path / "kernels/python3").mkdir(parents=True)
+    (tmp_path / "kernels/python3/kernel.json").write_text(json.dumps(broken), encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    running = start_here(tmp_path, "1")
+    assert dead_kernel(running) == "Kernel died before replying to kernel_info"
+
+
+def test_a_kernel_starts_where_tmpdir_is_long(tmp_path, monkeypatch):
+    """Their sockets are files, and the path of a socket has 107 bytes at most."""
+    (tmp_path / ("long" * 40)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 40)))
+    assert dead_kernel(start_here(tmp_path, "import os; os.kill(os.getpid(), 9)")) == "Kernel died"
 
 
 def test_ctrl_c_is_one_line_and_ends_the_kernel(tmp_path):
