@@ -32,9 +32,12 @@ def need(found: bool, what: str) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port that the system gives to no connection or server that did not ask for it."""
+    for port in random.SystemRandom().sample(range(15000, 32768), 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def await_port(port: int, process: subprocess.Popen) -> None:
