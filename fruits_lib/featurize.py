@@ -66,7 +66,10 @@ def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFra
     index = run.read_table("index").select("path", "label", "split", "length").collect()
     sound = (
         f"size(features) = {network.width} and weights_sha256 = '{network.sha256}' "
-        "and not exists(features, x -> x is null or isnan(x) or abs(x) = float('inf'))"
+        # Spark compiles these functions, but not a lambda. To it, NaN is above infinity, and
+        # array_contains is null, not false, where an array holds a null.
+        "and array_contains(features, float('nan')) is false "
+        "and array_max(features) < float('inf') and array_min(features) > float('-inf')"
     )
     with spark_errors("02_featurize"):
         done = batches.keep(run, (row[:3] for row in index), sound)

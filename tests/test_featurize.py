@@ -400,8 +400,11 @@ def narrow(run):
     edit(run, "features", "slice(features, 1, 3)")
 
 
-def spoil(run):
-    edit(run, "features", "transform(features, x -> float('nan'))")
+def spoil_with(number):
+    def spoil(run):
+        edit(run, "features", f"concat(array(float({number})), slice(features, 2, 100000))")
+
+    return spoil
 
 
 def edit(run, column, value):
@@ -418,7 +421,7 @@ FAULTS = {  # what happened to a run of three batches -> photographs that are co
     uncommit: 2,
     relabel: 2,
     narrow: 2,
-    spoil: 2,
+    **dict.fromkeys(map(spoil_with, ("null", "'NaN'", "'Infinity'", "'-Infinity'")), 2),
 }
 
 
