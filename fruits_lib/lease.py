@@ -34,12 +34,12 @@ class Lease:
 
     def keep_renewing(self) -> "Lease":
         """Renew the store's file in a thread, until `release`."""
-        threading.Thread(target=self._renew, daemon=True).start()
+        threading.Thread(target=self._renew, args=(RENEWAL,), daemon=True).start()
         atexit.register(self.release)  # or a notebook that failed would keep it for a while
         return self
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEWAL):
+    def _renew(self, pause: float) -> None:
+        while not self._ended.wait(pause):
             with suppress(Exception):  # an outage; what follows may reach it again
                 if not self._store.renew():
                     self._lost.set()

@@ -138,7 +138,6 @@ def test_one_that_is_not_renewed_is_taken_over_and_its_owner_hears_of_it(place, 
     with monkeypatch.context() as patch:
         patch.setattr(lease, "RENEWAL", 5)  # as a machine that sleeps
         first = take(*place)
-        time.sleep(0.1)
     as_another(monkeypatch)
     second = take(*place)
     end = time.monotonic() + 30
