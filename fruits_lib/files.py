@@ -5,7 +5,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -94,14 +94,14 @@ def list_files(spark: SparkSession, data: str) -> Listing:
     else:
         found, read_start = _list_hadoop(spark, data)
     root = data.rsplit("/", 1)[-1]
-    listing, unknown = Listing(), []
+    listing, images, unknown = Listing(), [], []
     for file in sorted(found, key=lambda file: file.path):
         if file.fault:
             _set_aside(listing, file.path, file.fault)
         elif any(part.startswith((".", "_")) for part in file.path.split("/")):
             _set_aside(listing, file.path, HIDDEN)
         elif _EXTENSIONS.fullmatch(_extension(file.path)):
-            listing.images.append(_row(file, root))
+            images.append(file)
         else:
             unknown.append(file)
     with ThreadPoolExecutor(FETCHERS) as threads:
@@ -109,25 +109,55 @@ def list_files(spark: SparkSession, data: str) -> Listing:
             if isinstance(start, str):
                 _set_aside(listing, file.path, start)
             elif _MAGIC.match(start) or raw_format(start):
-                listing.images.append(_row(file, root))
+                images.append(file)
             else:
                 _set_aside(listing, file.path, NO_IMAGE)
-    listing.images.sort()
+    labelled = above_labels(file.path for file in images)
+    listing.images = sorted(_row(file, root, labelled) for file in images)
     return listing
 
 
-def label_and_split(path: str, root: str) -> tuple[str | None, str | None]:
-    """Return label and split of a path below the data folder, whose own name is `root`.
+def label_and_split(path: str, root: str, above_labels: Set[str]) -> tuple[str | None, str | None]:
+    """Return label and split of a photograph by its path below the data folder.
 
-    The label is the name of the folder that holds the image, in Unicode's composed form (NFC), or
-    None if that is the data folder or a split folder. The split is the nearest folder above that
-    is named train, training, test, val, valid or validation, in any case: Training, Test,
-    Validation, or None.
+    A split is named train, training, test, val, valid or validation, in any case: Training, Test,
+    Validation. The folder that holds the photograph is its label, unless that is the data folder or
+    a split. It is a label although it is named like a split if a split stands above it (the class
+    "train" in `test/train/1.jpg`), or if folders beside it that are not named like splits hold
+    photographs too (`train/1.jpg` beside `bus/1.jpg`). The photograph's split is the nearest one
+    above its label, or the folder that holds it.
+
+    Parameters
+    ----------
+    path : str
+        Below the data folder.
+    root : str
+        Name of the data folder, which may be a split.
+    above_labels : set of str
+        See `above_labels`.
+
+    Returns
+    -------
+    label : str or None
+        In Unicode's composed form (NFC).
+    split : str or None
     """
     folders = [name for name in path.split("/")[:-1] if name]
-    splits = [SPLITS[name.lower()] for name in (root, *folders) if name.lower() in SPLITS]
-    label = folders[-1] if folders and folders[-1].lower() not in SPLITS else None
-    return label and unicodedata.normalize("NFC", label), splits[-1] if splits else None
+    splits = [SPLITS.get(name.lower()) for name in (root, *folders)]
+    if not folders:
+        return None, splits[-1]
+    *above, _ = splits
+    if splits[-1] and not any(above) and "/".join(folders[:-1]) not in above_labels:
+        return None, splits[-1]
+    label = unicodedata.normalize("NFC", folders[-1])
+    return label, next(filter(None, reversed(above)), None)
+
+
+def above_labels(paths: Iterable[str]) -> set[str]:
+    """Return the folders, "" for the data folder, right above one that holds photographs and is not
+    named like a split."""
+    folders = ([name for name in path.split("/")[:-1] if name] for path in paths)
+    return {"/".join(above) for *above, name in filter(None, folders) if name.lower() not in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -223,9 +253,9 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
     return content.join(F.broadcast(table), "path").select(*table.columns, "content").union(empty)
 
 
-def _row(file: _File, root: str) -> tuple:
+def _row(file: _File, root: str, labelled: Set[str]) -> tuple:
     modified = datetime.fromtimestamp(file.modified / 1000, UTC)
-    return file.path, *label_and_split(file.path, root), file.length, modified
+    return file.path, *label_and_split(file.path, root, labelled), file.length, modified
 
 
 def _set_aside(listing: Listing, path: str, reason: str) -> None:

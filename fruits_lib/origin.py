@@ -56,18 +56,17 @@ def check_files(run: Run, counts: dict[str, Row] | None = None, again: str = "")
         none_of("photographs gone since 01_load", found.gone, drop),
         none_of("photographs changed since 01_load", found.changed, drop),
         none_of("files set aside otherwise than recorded", differing, index_again),
-        none_of("labels or splits unlike the path's", _wrong_labels(run, index), again or _PLACE),
+        none_of("labels or splits unlike the path's", _wrong_labels(run, listing), again or _PLACE),
     ]
     if counts:
-        wrong = _wrong_counts(run, index, recorded, counts)
+        wrong = _wrong_counts(run, listing, index, recorded, counts)
         checks.append(none_of("counts unlike the manifest's", wrong, index_again))
     return checks
 
 
-def _wrong_labels(run: Run, index: list[tuple]) -> list[str]:
-    """Return paths whose label or split is not that of the path, with their table."""
-    root = run.data.rsplit("/", 1)[-1]
-    right = [(path, *files.label_and_split(path, root)) for path, *_ in index]
+def _wrong_labels(run: Run, listing: files.Listing) -> list[str]:
+    """Return paths whose label or split is not that of the folders now, with their table."""
+    right = [row[:3] for row in listing.images]
     schema = "path string, right_label string, right_split string"
     expected = run.spark.createDataFrame(right, schema)
     tables = [
@@ -79,10 +78,11 @@ def _wrong_labels(run: Run, index: list[tuple]) -> list[str]:
     return sorted(f"{row.path} in {row.name}/" for row in rows)
 
 
-def _wrong_counts(run: Run, index: list, set_aside: set, counts: dict[str, Row]) -> list[str]:
+def _wrong_counts(
+    run: Run, listing: files.Listing, index: list, set_aside: set, counts: dict[str, Row]
+) -> list[str]:
     """Return figures of the manifest that are not those of the tables."""
-    manifest, root = run.manifest(), run.data.rsplit("/", 1)[-1]
-    labels = [files.label_and_split(path, root)[0] for path, *_ in index]
+    manifest, labels = run.manifest(), [label for _, label, *_ in listing.images]
     found = {
         "load": {
             "images": len(index),

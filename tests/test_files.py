@@ -15,6 +15,7 @@ from fruits_lib.files import (
     list_files,
     times,
 )
+from fruits_lib.splits import divide
 from fruits_lib.stages import TABLES
 
 JPEG, PNG = b"\xff\xd8\xff\xe0 pixels", b"\x89PNG\r\n\x1a\n pixels"
@@ -186,6 +187,8 @@ PLACES = {  # path -> label, split
     "valid/a/1.jpg": ("a", "Validation"),
     "validation/a/1.jpg": ("a", "Validation"),
     "a/train/1.jpg": (None, "Training"),
+    "test/train/1.jpg": ("train", "Test"),  # a class that is called like a split
+    "test/a/train/1.jpg": ("train", "Test"),
     "1.jpg": (None, None),
     f"{NFD}/1.jpg": (NFC, None),
     f"{NFC}/1.jpg": (NFC, None),
@@ -194,12 +197,45 @@ PLACES = {  # path -> label, split
 
 @pytest.mark.parametrize("path", PLACES)
 def test_label_and_split_come_from_the_path(path):
-    assert label_and_split(path, "photographs") == PLACES[path]
+    assert label_and_split(path, "photographs", set()) == PLACES[path]
 
 
 def test_the_data_folder_itself_may_be_a_split():
-    assert label_and_split("a/1.jpg", "Test") == ("a", "Test")
-    assert label_and_split("1.jpg", "test") == (None, "Test")
+    assert label_and_split("a/1.jpg", "Test", set()) == ("a", "Test")
+    assert label_and_split("1.jpg", "test", set()) == (None, "Test")
+    assert label_and_split("train/1.jpg", "test", set()) == ("train", "Test")
+
+
+LAYOUTS = {  # of photographs in folders called like splits -> label and split of each
+    "flat splits": {"Training/1.jpg": (None, "Training"), "Test/1.jpg": (None, "Test")},
+    "a class beside others": {"train/1.jpg": ("train", None), "bus/1.jpg": ("bus", None)},
+    "a class in a split": {
+        "test/train/1.jpg": ("train", "Test"),
+        "test/bus/1.jpg": ("bus", "Test"),
+    },
+    "deeper labels": {"a/train/x/1.jpg": ("x", "Training"), "a/train/1.jpg": (None, "Training")},
+    "no sibling": {"a/train/1.jpg": (None, "Training"), "b/bus/1.jpg": ("bus", None)},
+    "no photographs beside": {"train/1.jpg": (None, "Training"), "papers/a.pdf": None},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_called_like_a_split_is_a_label_where_its_place_says_so(spark, tmp_path, layout):
+    expected = LAYOUTS[layout]
+    data = plant(tmp_path, dict.fromkeys(expected, b""))
+    found = {path: (label, split) for path, label, split, *_ in list_files(spark, data).images}
+    assert found == {path: places for path, places in expected.items() if places}
+
+
+def test_no_photograph_of_test_is_fitted_where_a_class_is_called_train(spark, tmp_path):
+    names = [f"{split}/{label}/1.jpg" for split in ("train", "test") for label in ("train", "bus")]
+    data = plant(tmp_path, dict.fromkeys(names, JPEG))
+    parts = divide(spark.createDataFrame(list_files(spark, data).images, TABLES["index"]))
+    fitted, tested = (
+        sorted(row.path for row in part.collect()) for part in (parts.training, parts.test)
+    )
+    assert fitted == ["train/bus/1.jpg", "train/train/1.jpg"]
+    assert tested == ["test/bus/1.jpg", "test/train/1.jpg"]
 
 
 # --- what has changed ---------------------------------------------------------------------------

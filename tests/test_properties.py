@@ -59,13 +59,13 @@ def test_a_file_with_other_bytes_gives_pixels_or_a_reason(truncated, content, da
 @given(above=st.lists(names, max_size=3), split=a_split, label=folders, file=names, root=names)
 def test_label_and_split_are_those_of_the_nearest_folders(above, split, label, file, root):
     expected = unicodedata.normalize("NFC", label), SPLITS[split.lower()]
-    assert label_and_split("/".join([*above, split, label, file]), root) == expected
+    assert label_and_split("/".join([*above, split, label, file]), root, set()) == expected
 
 
 @any_input
 @given(above=st.lists(folders, max_size=3), label=folders, file=names, root=folders)
 def test_without_a_split_folder_there_is_no_split(above, label, file, root):
-    assert label_and_split("/".join([*above, label, file]), root)[1] is None
+    assert label_and_split("/".join([*above, label, file]), root, set())[1] is None
 
 
 @any_input
@@ -73,7 +73,7 @@ def test_without_a_split_folder_there_is_no_split(above, label, file, root):
 def test_both_unicode_forms_of_a_name_are_one_label(label):
     forms = [unicodedata.normalize(form, label) for form in ("NFC", "NFD")]
     assume(all(form.lower() not in SPLITS for form in forms))
-    composed, decomposed = (label_and_split(f"{form}/1.jpg", "data") for form in forms)
+    composed, decomposed = (label_and_split(f"{form}/1.jpg", "data", set()) for form in forms)
     assert composed == decomposed
 
 
