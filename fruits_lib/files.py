@@ -7,10 +7,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from botocore.exceptions import BotoCoreError, ClientError
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -353,28 +355,106 @@ def _list_bucket(data: str) -> tuple[list[_File], Callable]:
     return found, read_start
 
 
+_UNREADABLE = ("AccessControlException", "AccessDeniedException", "FileNotFoundException")
+
+
 def _list_hadoop(spark: SparkSession, data: str) -> tuple[list[_File], Callable]:
-    hadoop = spark._jvm.org.apache.hadoop
-    root = hadoop.fs.Path(data)
+    jvm = spark._jvm
+    new_path = jvm.org.apache.hadoop.fs.Path
+    root = new_path(data)
     fs = root.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
-    exists = fs.exists(root)
-    _check_folder(data, exists, exists and fs.getFileStatus(root).isFile())
-    # All names as one string: a call to the JVM for each of many files takes minutes.
-    statuses = hadoop.util.functional.RemoteIterators.toList(fs.listFiles(root, True))
-    text = spark._jvm.scala.collection.JavaConverters.asScalaBuffer(statuses).mkString("\0")
-    pattern = re.compile(r"path=(.*?); isDirectory=.*?; length=(\d+);.*modification_time=(\d+)")
-    found = [
-        _File(path[len(data) + 1 :], int(length), int(modified))
-        for status in filter(None, text.split("\0"))
-        for path, length, modified in pattern.findall(status)
-    ]
+    with _listing(data):
+        exists = fs.exists(root)
+        _check_folder(data, exists, exists and fs.getFileStatus(root).isFile())
+
+    entries = _hadoop_entries(spark, fs)
+
+    def walk() -> Iterator[_File]:
+        folders = [data]
+        while folders:
+            folder = folders.pop()
+            with _listing(data):
+                try:
+                    found = entries(folder)
+                except Py4JJavaError as error:
+                    if folder == data or _java_class(error) not in _UNREADABLE:
+                        raise
+                    fault = f"folder that cannot be listed: {_java_reason(error)}"
+                    yield _File(folder[len(data) + 1 :], 0, 0, fault)
+                    continue
+            for path, is_folder, is_link, length, modified in found:
+                if is_folder == "true":
+                    folders.append(path)
+                else:
+                    fault = "link on another file system" if is_link == "true" else ""
+                    yield _File(path[len(data) + 1 :], int(length), int(modified), fault)
 
     def read_start(file: _File) -> bytes | str:
-        stream = fs.open(hadoop.fs.Path(f"{data}/{file.path}"))
         try:
-            least = min(_MAGIC_BYTES, file.length)
-            return bytes(spark._jvm.org.apache.commons.io.IOUtils.toByteArray(stream, least))
-        finally:
-            stream.close()
+            stream = fs.open(new_path(f"{data}/{file.path}"))
+            try:
+                least = min(_MAGIC_BYTES, file.length)
+                return bytes(jvm.org.apache.commons.io.IOUtils.toByteArray(stream, least))
+            finally:
+                stream.close()
+        except Py4JJavaError as error:
+            return f"cannot be read: {_java_reason(error)}"
 
-    return found, read_start
+    return list(walk()), read_start
+
+
+def _hadoop_entries(spark: SparkSession, fs) -> Callable[[str], list[tuple]]:
+    """Return a function that lists one folder: path, isDirectory, isSymlink, length, time as text.
+
+    A call to the JVM for each of many files takes minutes, so Java streams read one field of all
+    entries at once. The text of a whole entry is no help: that of `viewfs` has no path.
+    """
+    jvm, gateway = spark._jvm, spark.sparkContext._gateway
+    java = jvm.java.lang
+    status, function = map(
+        java.Class.forName, ("org.apache.hadoop.fs.FileStatus", "java.util.function.Function")
+    )
+    no_types = gateway.new_array(java.Class, 0)
+    getters = [
+        java.invoke.MethodHandleProxies.asInterfaceInstance(
+            function, java.invoke.MethodHandles.publicLookup().unreflect(method)
+        )
+        for method in (
+            status.getMethod(name, no_types)
+            for name in ("getPath", "isDirectory", "isSymlink", "getLen", "getModificationTime")
+        )
+    ]
+
+    def entries(folder: str) -> list[tuple]:
+        iterator = fs.listStatusIterator(jvm.org.apache.hadoop.fs.Path(folder))
+        found = jvm.org.apache.hadoop.util.functional.RemoteIterators.toList(iterator)
+        columns = []
+        for getter in getters if found.size() else ():
+            values = found.stream().map(getter).collect(jvm.java.util.stream.Collectors.toList())
+            text = jvm.scala.collection.JavaConverters.asScalaBuffer(values).mkString("\0")
+            columns.append(text.split("\0"))  # which no name can hold
+            if len(columns[-1]) != found.size():
+                raise FruitsError(
+                    f"{folder} has {found.size():,} entries, but {len(columns[-1]):,} were read: "
+                    "copy the photographs to another file system"
+                )
+        return list(zip(*columns, strict=True))
+
+    return entries
+
+
+@contextmanager
+def _listing(data: str) -> Iterator[None]:
+    """Say in one line why Hadoop cannot list the data folder."""
+    try:
+        yield
+    except Py4JJavaError as error:
+        raise FruitsError(f"data={data} cannot be listed: {_java_reason(error)}") from None
+
+
+def _java_class(error: Py4JJavaError) -> str:
+    return error.java_exception.getClass().getSimpleName()
+
+
+def _java_reason(error: Py4JJavaError) -> str:
+    return (error.java_exception.getMessage() or _java_class(error)).splitlines()[0]

@@ -147,12 +147,65 @@ def test_hadoop_lists_the_same_files(spark, tmp_path, monkeypatch):
     from fruits_lib import files
 
     tree = {"a/1.jpg": JPEG, "b c/x%20[1].png": PNG, "a/photograph": JPEG, "a/t.txt": b"text"}
+    tree |= {"new\nline/1\n.jpg": JPEG, "x; isDirectory=true; length=1; modification_time=2": PNG}
     data = plant(tmp_path, tree)
     expected = list_files(spark, data)
     monkeypatch.setattr(files, "_list_folder", lambda root: files._list_hadoop(spark, data))
     assert list_files(spark, data) == expected
     with pytest.raises(FruitsError, match=r"absent does not exist"):
         files._list_hadoop(spark, f"{data}/absent")
+
+
+def test_a_file_that_hadoop_cannot_read_is_set_aside_with_the_reason(spark, tmp_path):
+    from fruits_lib import files
+
+    found, read_start = files._list_hadoop(spark, plant(tmp_path, {"a/photograph": JPEG}))
+    (tmp_path / "a/photograph").unlink()
+    assert read_start(*found).startswith("cannot be read: File file:")
+
+
+@pytest.fixture
+def mounts(spark, tmp_path):
+    """A Hadoop file system beside the local one: `viewfs` shows folders of this machine."""
+    conf = spark.sparkContext._jsc.hadoopConfiguration()
+    settings = {
+        "mounttable.fruits.link./lemon": f"file:{tmp_path}/lemon",
+        "mounttable.fruits.link./locked": "viewfs://locked/",
+        "mounttable.locked.link./x": f"file:{tmp_path}/absent",
+        "mount.links.as.symlinks": "false",
+    }
+    for name, value in settings.items():
+        conf.set(f"fs.viewfs.{name}", value)
+    yield conf
+    for name in settings:
+        conf.unset(f"fs.viewfs.{name}")
+
+
+def test_a_folder_that_hadoop_cannot_list_is_set_aside_with_the_reason(spark, tmp_path, mounts):
+    plant(tmp_path, {"lemon/1.jpg": JPEG, "lemon/deep/2.jpg": JPEG})
+    listing = list_files(spark, "viewfs://fruits")
+    assert paths(listing) == ["lemon/1.jpg", "lemon/deep/2.jpg"]
+    (reason,) = reasons(listing).values()
+    assert reason.startswith("folder that cannot be listed: ")
+    assert "\n" not in reason
+
+
+def test_a_data_folder_that_hadoop_cannot_list_is_one_line(spark, mounts):
+    with pytest.raises(
+        FruitsError, match="^data=viewfs://locked cannot be listed: .*absent"
+    ) as caught:
+        list_files(spark, "viewfs://locked")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_on_another_file_system_is_set_aside(spark, tmp_path, mounts):
+    plant(tmp_path, {"lemon/1.jpg": JPEG})
+    mounts.set("fs.viewfs.mount.links.as.symlinks", "true")
+    mounts.set("fs.viewfs.impl.disable.cache", "true")
+    listing = list_files(spark, "viewfs://fruits")
+    mounts.unset("fs.viewfs.impl.disable.cache")
+    assert listing.images == []
+    assert reasons(listing) == dict.fromkeys(["lemon", "locked"], "link on another file system")
 
 
 def test_a_bucket_is_listed_key_by_key(spark, bucket):
