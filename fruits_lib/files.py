@@ -45,6 +45,7 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 _MAGIC_BYTES = 16
+_PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Hadoop would take for a pattern
 IMAGES_PER_TASK = 64  # at least, if every core has a task: a task costs as much as ten images
 TASKS_PER_CORE = 4  # at most: the cores end nearly at once
 
@@ -241,14 +242,16 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
         tasks = cores * min(TASKS_PER_CORE, 1 + len(rows) // (cores * IMAGES_PER_TASK))
         return table.repartition(tasks).withColumn("uri", F.concat(F.lit(f"{data}/"), "path"))
     empty = table.filter("length = 0").withColumn("content", F.lit(b""))
-    filled = [f"{data}/{row[0]}" for row in rows if row[-1]]
+    # Escaped, because where Spark takes no patterns, as in `runs.reader`, it reads a list of paths
+    # once more for each path that could be one.
+    filled = [_PATTERN.sub(r"\\\g<0>", f"{data}/{row[0]}") for row in rows if row[-1]]
     if not filled:
         return empty
     # Spark counts 4 MB for opening any file, which makes tasks of 30 photographs.
     with settings(spark, {"spark.sql.files.openCostInBytes": str(64 * 1024)}):
         content = (
             spark.read.format("binaryFile")
-            .options(__globPaths__="false", ignoreMissingFiles="true")
+            .option("ignoreMissingFiles", "true")
             .load(filled)
             .select(F.substring("path", len(data) + 2, 1 << 30).alias("path"), "content")
         )

@@ -1,5 +1,6 @@
 """The fitted models of a run: stock Spark ML, and the classifier's numbers for NumPy."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
@@ -35,9 +36,13 @@ def save_model(run: Run, model: PipelineModel, name: str = "model") -> None:
 def _copy(run: Run) -> Iterator[str]:
     """Yield the URI of a temporary folder for a model, which Spark ML reads and writes.
 
-    Spark ML takes commas and colons in a path for its own, and asks S3 a hundred times a stage.
+    Spark ML takes commas, colons and brackets in a path for its own, and asks S3 a hundred times a
+    stage.
     """
-    copy = qualify(run.spark, f"{scratch_folder(run.spark)}/model-{uuid4().hex}")
+    copy = f"{scratch_folder(run.spark)}/model-{uuid4().hex}"
+    if re.search(r"[][{}*?,:\\]", copy.split("://")[-1]):  # of TMPDIR
+        copy = f"/tmp/fruits-{uuid4().hex}"
+    copy = qualify(run.spark, copy)
     try:
         yield copy
     finally:

@@ -31,7 +31,7 @@ from fruits_lib.stages import (
 )
 
 if TYPE_CHECKING:  # `fruits predict` reads a manifest without the second that pyspark takes
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 
 
 def file_system(spark: SparkSession, uri: str):
@@ -58,6 +58,11 @@ def file_system(spark: SparkSession, uri: str):
             )
         raise FruitsError(f"{uri!r} cannot be reached ({reason}): {way_out}") from None
     return fs, fs.makeQualified(path)
+
+
+def reader(spark: SparkSession) -> DataFrameReader:
+    """Return a reader of one table, whose path is a name: brackets and stars are no pattern."""
+    return spark.read.option("__globPaths__", "false")
 
 
 def read_bytes(spark: SparkSession, uri: str) -> bytes:
@@ -190,10 +195,8 @@ class Run:
     def _read(self, name: str) -> DataFrame | None:
         from pyspark.errors import AnalysisException
 
-        # Names are names: without the option, brackets and stars in them would be a pattern.
-        reader = self.spark.read.schema(_schema(name)).option("__globPaths__", "false")
         try:
-            return reader.parquet(self.path(name))
+            return reader(self.spark).schema(_schema(name)).parquet(self.path(name))
         except AnalysisException as error:
             if error.getErrorClass() == "PATH_NOT_FOUND":
                 return None

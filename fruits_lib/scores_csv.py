@@ -3,7 +3,7 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from fruits_lib.runs import Run
+from fruits_lib.runs import Run, reader
 
 FOLDER = "pca_csv"
 _OPTIONS = {  # as other programs read and write it, whatever characters a name holds
@@ -36,7 +36,8 @@ def _read(run: Run, k: int) -> DataFrame:
     """Return path, label, split and pca (``array<float>``), as in `pca/`."""
     types = dict.fromkeys(("path", "label", "split"), "string") | dict.fromkeys(_names(k), "float")
     schema = ", ".join(f"{name} {kind}" for name, kind in types.items())
-    table = run.spark.read.options(**_OPTIONS, enforceSchema=False).csv(run.path(FOLDER), schema)
+    options = {**_OPTIONS, "enforceSchema": False}
+    table = reader(run.spark).options(**options).csv(run.path(FOLDER), schema)
     return table.select("path", "label", "split", F.array(*_names(k)).alias("pca"))
 
 

@@ -13,6 +13,7 @@ from fruits_lib.files import (
     compare,
     label_and_split,
     list_files,
+    photographs,
     times,
 )
 from fruits_lib.splits import divide
@@ -206,6 +207,28 @@ def test_a_link_on_another_file_system_is_set_aside(spark, tmp_path, mounts):
     mounts.unset("fs.viewfs.impl.disable.cache")
     assert listing.images == []
     assert reasons(listing) == dict.fromkeys(["lemon", "locked"], "link on another file system")
+
+
+ODD_NAMES = [
+    "1.jpg",
+    "new\nline.jpg",
+    "a,b.jpg",
+    "[1].jpg",
+    "{a}.jpg",
+    "x*.jpg",
+    "?.jpg",
+    "b\\n.jpg",
+]
+
+
+def test_hadoop_reads_every_photograph_once_whatever_its_name(spark, tmp_path, mounts):
+    plant(tmp_path, {f"lemon/[a],{{b}}/{name}": name.encode() for name in ODD_NAMES})
+    listing = list_files(spark, "viewfs://fruits/lemon")
+    rows = [(path, length) for path, _, _, length, _ in listing.images]
+    read = photographs(spark, "viewfs://fruits/lemon", rows, "path string, length long").collect()
+    assert sorted((row.path, row.content.decode()) for row in read) == sorted(
+        (f"[a],{{b}}/{name}", name) for name in ODD_NAMES
+    )
 
 
 def test_a_bucket_is_listed_key_by_key(spark, bucket):

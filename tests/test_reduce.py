@@ -1,5 +1,8 @@
 """03, 04: which photographs are fitted, and the scores as text; test_pca.py has the mathematics."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ from pipeline import pick_k, write_scores
 from test_verify import write_images
 from vectors import assert_one_line
 
-from fruits_lib import moments, pca, reduce
+from fruits_lib import models, moments, pca, reduce, scores_csv
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import open_run
 
@@ -105,8 +108,6 @@ def test_csv_holds_the_rows_of_pca_in_the_order_of_the_paths(run):
 
 
 def test_names_of_any_characters_survive_csv(run, monkeypatch):
-    from fruits_lib import scores_csv
-
     rows = [(name, None, "Test", [1.0e-20, 2.5]) for name in ODD]
     table = run.spark.createDataFrame(
         rows, "path string, label string, split string, pca array<float>"
@@ -127,3 +128,24 @@ def test_csv_of_an_earlier_model_goes(run):
     write_scores(run)
     assert not run.exists("pca_csv")
     assert run.manifest()["pca"]["csv"] is False
+
+
+def test_csv_is_that_of_the_run_and_no_other_whatever_their_folders_are_called(run, tmp_path):
+    write_scores(run, csv=True)
+    folder = Path(run.uri.removeprefix("file:"))
+    for name in ("norm1", "norm[1]"):  # as a pattern, the second is the first
+        shutil.copytree(folder, tmp_path / name)
+    mine = open_run(run.spark, str(tmp_path / "norm[1]"))
+    assert scores_csv.differing(mine, 3) == 0
+    (file,) = (tmp_path / "norm[1]/pca_csv").glob("*.csv")
+    file.with_name(f".{file.name}.crc").unlink()
+    text, score = file.read_text().rsplit(",", 1)
+    file.write_text(f"{text},{float(score) + 1}\n")
+    assert scores_csv.differing(mine, 3) == 2
+
+
+def test_a_model_is_loaded_whatever_the_temporary_folder_is_called(run, tmp_path, monkeypatch):
+    (tmp_path / "a,b[1]:c").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a,b[1]:c"))
+    write_scores(run)
+    assert len(models.load_model(run).stages) == 2
