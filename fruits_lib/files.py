@@ -46,6 +46,8 @@ _MAGIC = re.compile(
 )
 _MAGIC_BYTES = 16
 _PATTERN = re.compile(r"[{}\[\]*?\\]")  # what Hadoop would take for a pattern
+# A file's time may be any number; these are Python's bounds, less a day for the zones of the Earth.
+EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 IMAGES_PER_TASK = 64  # at least, if every core has a task: a task costs as much as ten images
 TASKS_PER_CORE = 4  # at most: the cores end nearly at once
 
@@ -195,7 +197,7 @@ def compare(
     listing : Listing
     """
     before = {path: (length, time) for path, length, time in index}
-    now = {path: (n, round(time.timestamp() * 1000)) for path, _, _, n, time in listing.images}
+    now = {path: (n, _milliseconds(time)) for path, _, _, n, time in listing.images}
     both = sorted(before.keys() & now.keys())
     changed = {path for path in both if before[path][0] != now[path][0]}
     touched = [path for path in both if before[path] != now[path] and path not in changed]
@@ -259,8 +261,13 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
 
 
 def _row(file: _File, root: str, labelled: Set[str]) -> tuple:
-    modified = datetime.fromtimestamp(file.modified / 1000, UTC)
+    milliseconds = min(max(file.modified, _milliseconds(EARLIEST)), _milliseconds(LATEST))
+    modified = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return file.path, *label_and_split(file.path, root, labelled), file.length, modified
+
+
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
 
 
 def _set_aside(listing: Listing, path: str, reason: str) -> None:

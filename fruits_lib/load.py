@@ -12,7 +12,15 @@ from fruits_lib import batches, files, udf
 from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.files import Listing
 from fruits_lib.runs import Run
+from fruits_lib.session import settings
 from fruits_lib.stages import TABLES
+
+# Spark's own choice, INT96, is nanoseconds in pandas and Arrow: 2286 becomes 1702. Times before
+# 1900 are those of today's calendar, as everywhere but in Spark 2.
+TIMES = {
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,8 @@ def write_index(run: Run, listing: Listing, overwrite: bool = False) -> Index:
             batches.keep(run, (row[:3] for row in listing.images if row[0] not in stale))
         aside = run.spark.createDataFrame(listing.set_aside, TABLES["set_aside"])
         aside.coalesce(1).write.mode("overwrite").parquet(run.path("set_aside"))
-        to_table(run, listing).coalesce(1).write.mode("overwrite").parquet(run.path("index"))
+        with settings(run.spark, TIMES):
+            to_table(run, listing).coalesce(1).write.mode("overwrite").parquet(run.path("index"))
         index = Index(
             files=listing.files,
             images=len(listing.images),

@@ -9,14 +9,17 @@ import zlib
 import numpy as np
 import pandas as pd
 import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 from PIL import Image, PngImagePlugin
 from pipeline import write_features, write_index
 from pyspark.sql import functions as F
 
+from fruits_lib import files
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
-from fruits_lib.load import sample_paths, thumbnails
+from fruits_lib.load import list_files, sample_paths, thumbnails
+from fruits_lib.load import write_index as write_listing
 from fruits_lib.runs import open_run
 
 ROOT = "photo graphs é 100% [x]{y}#+,:"  # every character that some layer could take for its own
@@ -88,6 +91,55 @@ def test_lengths_and_times_are_those_of_the_files(indexed, tree):
     for row in rows.collect():
         stat = (tree / row.path).stat()
         assert (row.length, row.time) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+TIMES = {  # milliseconds since 1970 -> what the index holds
+    "1601": (-11_644_473_600_000, "1601-01-01T00:00:00"),
+    "a camera's 2286": (9_999_999_999_000, "2286-11-20T17:46:39"),
+    "the last of four digits": (253_402_300_799_000, "9999-12-30T00:00:00"),
+    "more than Python holds": (1 << 62, "9999-12-30T00:00:00"),
+    "less than Python holds": (-(1 << 62), "0001-01-02T00:00:00"),
+    "zero": (0, "1970-01-01T00:00:00"),
+}
+
+
+@pytest.fixture(scope="module")
+def timed(spark, tmp_path_factory):
+    """Index of files with these times, which no one file system holds: (run folder, listing)."""
+    folder = tmp_path_factory.mktemp("times")
+    plant(folder / "data", *(f"a/{name}.jpg" for name in TIMES))
+    found = [files._File(f"a/{name}.jpg", 1, time) for name, (time, _) in TIMES.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_list_folder", lambda _: (found, None))
+        run = open_run(spark, str(folder / "run"), str(folder / "data"), "load")
+        listing = list_files(run)
+    write_listing(run, listing)
+    return open_run(spark, run.uri), listing
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_any_time_of_a_file_is_kept_or_the_nearest_that_a_timestamp_holds(timed, name):
+    table = pd.read_parquet(timed[0].path("index").removeprefix("file:")).set_index("path")
+    assert table["modification_time"][f"a/{name}.jpg"].isoformat() == f"{TIMES[name][1]}+00:00"
+
+
+def test_no_time_makes_a_photograph_look_changed(timed):
+    run, listing = timed
+    index = files.times(run.read_table("index"))
+    assert files.compare(run.spark, run.data, index, dict, listing).changed == []
+
+
+def test_an_index_with_the_times_of_an_older_version_is_read(run, tmp_path):
+    plant(tmp_path / "data", "a/1.jpg")
+    write_index(run, tmp_path / "data")
+    (file,) = (tmp_path / "run/index").glob("*.parquet")
+    file.with_name(f".{file.name}.crc").unlink()
+    stored = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(stored, file, use_deprecated_int96_timestamps=True)
+    run = open_run(run.spark, run.uri)
+    index, listing = files.times(run.read_table("index")), list_files(run)
+    found = files.compare(run.spark, run.data, index, dict, listing)
+    assert (found.new, found.gone, found.changed) == ([], [], [])
 
 
 def test_the_schema_is_the_contract(indexed):

@@ -75,9 +75,7 @@ def cells(table, change):
             if rows and not done:
                 done = change(rows) is None
                 file.with_name(f".{file.name}.crc").unlink(missing_ok=True)
-                table_of_rows = pa.Table.from_pylist(rows, schema=stored.schema)
-                # As Spark writes times.
-                pq.write_table(table_of_rows, file, use_deprecated_int96_timestamps=True)
+                pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), file)
         assert done
 
     return damage
