@@ -72,7 +72,7 @@ lint: setup  ## Check code, notebooks, shell scripts and infrastructure.yaml (a 
 	$(BIN)/cfn-lint infrastructure.yaml
 
 lab: setup  ## Open the notebooks in JupyterLab (ARGS="--no-browser" adds options)
-	@cd notebooks && ../$(BIN)/jupyter-lab $(ARGS)
+	@export FRUITS_START="$$PWD"; cd notebooks && ../$(BIN)/jupyter-lab $(ARGS)
 
 run: require-data-and-run setup  ## Run on your photographs: DATA=folder RUN=folder [PARAMS="-p weights=random"]
 	@$(BIN)/fruits run --data "$$DATA" --run-dir "$$RUN" $(PARAMS)

@@ -134,7 +134,8 @@ cat >"$ROOT/bin/fruits" <<'LAUNCHER'
 # Written by bootstrap.sh: `fruits` with EMR's Spark.
 set -euo pipefail
 shopt -s nullglob
-export SPARK_HOME=/usr/lib/spark AWS_REGION=@REGION@ AWS_DEFAULT_REGION=@REGION@
+export SPARK_HOME=/usr/lib/spark HADOOP_CONF_DIR=/etc/hadoop/conf
+export AWS_REGION=@REGION@ AWS_DEFAULT_REGION=@REGION@
 py4j=("$SPARK_HOME"/python/lib/py4j-*-src.zip)
 export PYTHONPATH="$SPARK_HOME/python:${py4j[0]:?is missing: the cluster has no Spark application}"
 export PYSPARK_PYTHON=/opt/fruits/venv/bin/python PYSPARK_DRIVER_PYTHON=/opt/fruits/venv/bin/python

@@ -37,10 +37,10 @@ def _copy(run: Run) -> Iterator[str]:
     """Yield the URI of a temporary folder for a model, which Spark ML reads and writes.
 
     Spark ML takes commas, colons and brackets in a path for its own, and asks S3 a hundred times a
-    stage.
+    stage. TMPDIR may have them.
     """
     copy = f"{scratch_folder(run.spark)}/model-{uuid4().hex}"
-    if re.search(r"[][{}*?,:\\]", copy.split("://")[-1]):  # of TMPDIR
+    if re.search(r"[][{}*?,:\\]", copy.split("://")[-1].partition("/")[2]):
         copy = f"/tmp/fruits-{uuid4().hex}"
     copy = qualify(run.spark, copy)
     try:

@@ -19,7 +19,7 @@ from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
 from fruits_lib.networks import check_backbone
 from fruits_lib.reduce import check_choice
-from fruits_lib.storage import ipython_shell, local_path
+from fruits_lib.storage import PLACES, check_names, ipython_shell, local_path
 
 # A line of a parameters cell. papermill reads the same, but its import costs a kernel seconds.
 DECLARATION = re.compile(r"^(\w+): (\w+) = (.+?)  # (.+)$", re.MULTILINE)
@@ -85,14 +85,15 @@ def check_given(notebooks: Iterable[Path], given: Mapping[str, object]) -> dict:
     Raises
     ------
     FruitsError
-        If a name is unknown, a value has the wrong type or is out of its bounds, or the data
-        folder is missing.
+        If a name is unknown, a value has the wrong type or is out of its bounds, a place cannot be
+        one (`storage.check_names`), or the data folder is missing.
     """
     known = {name: entry for path in notebooks for name, entry in declared(path).items()}
     _refuse_unknown(given, known)
     values = _checked(given, known)
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in known.items()}
     _check_bounds({**defaults, **values})
+    check_names(**{name: values.get(name, "") for name in PLACES})
     folder = local_path(values["data"]) if values.get("data") else None
     if folder and not folder.is_dir():
         raise FruitsError(f"data={values['data']} is not a folder: give one that holds images")

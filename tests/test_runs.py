@@ -220,6 +220,14 @@ def test_the_photographs_are_those_that_the_manifest_names(spark, run):
     assert open_run(spark, run.uri, "/elsewhere/").data == "file:/elsewhere"
 
 
+@pytest.mark.parametrize(
+    ("data", "run_dir"), [("/photographs", "file:///photographs/run"), ("/run/data", "/run")]
+)
+def test_a_run_folder_that_overlaps_the_photographs_is_refused(spark, data, run_dir):
+    with pytest.raises(FruitsError, match="run_dir=.* and data=.* overlap"):
+        open_run(spark, run_dir, data)
+
+
 @pytest.mark.parametrize("values", [{"k": 3, "variance": None}, {"x": np.arange(3.0), "b": True}])
 def test_arrays_and_scalars_come_back(run, values):
     run.write_npz("values.npz", values)

@@ -17,6 +17,7 @@ import pytest
 
 from fruits_lib import session
 from fruits_lib.errors import FruitsError
+from fruits_lib.runs import open_run
 from fruits_lib.session import settings, start_session, use_java_17
 
 # What a notebook does, in a process of its own. It prints application, rows, and what it found of
@@ -332,3 +333,21 @@ def test_matplot_closes_the_figure(drawn):
 def test_outside_ipython_no_magic_is_missed(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     session._register_matplot()
+
+
+def test_on_a_cluster_a_notebook_refuses_a_path_without_a_scheme(spark, tmp_path):
+    conf = spark.sparkContext._jsc.hadoopConfiguration()
+    conf.set("fs.defaultFS", "viewfs://cluster/")
+    conf.set("fs.viewfs.mounttable.cluster.link./tmp", f"file:{tmp_path}")
+    try:
+        for name in ("data", "run_dir", "weights", "to"):
+            with pytest.raises(
+                FruitsError, match=f"^{name}=/a names no file system: write viewfs:"
+            ):
+                session.start_session("test", {name: "/a"})
+        assert session.start_session("test", {"data": "file:///a", "weights": "random"}) is spark
+        assert open_run(spark).uri.startswith("viewfs://cluster/tmp/fruits-")
+        open_run(spark).write_bytes("file", b"x")
+        assert open_run(spark).read_bytes("file") == b"x"
+    finally:
+        conf.unset("fs.defaultFS")

@@ -44,19 +44,26 @@ def test_a_path_and_its_uri_are_one_file(uri, path, monkeypatch):
     assert (found and str(found)) == path
 
 
-@pytest.mark.parametrize(
-    ("beside", "kernel", "start"),
-    [(True, True, ""), (True, False, "notebooks"), (False, True, "notebooks")],
-    ids=["a kernel beside the notebooks", "a command there", "a kernel elsewhere"],
-)
-def test_where_a_relative_path_starts(beside, kernel, start, tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    if beside:
-        Path("01_load.ipynb").touch()
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_relative_path_starts_at_the_current_folder(kernel, tmp_path, monkeypatch):
+    """Also of papermill and IPython beside the notebooks, and in a terminal of JupyterLab."""
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setenv("FRUITS_START", "/elsewhere")
+    monkeypatch.chdir(tmp_path)
+    Path("01_load.ipynb").touch()
     monkeypatch.setattr(storage, "ipython_shell", lambda: "a shell" if kernel else None)
-    assert storage.local_path("runs/x") == tmp_path / start / "runs/x"
+    assert storage.local_path("runs/x") == tmp_path / "runs/x"
     assert storage.local_path("/runs/x") == Path("/runs/x")
+
+
+def test_in_a_notebook_of_make_lab_a_relative_path_starts_where_the_command_did(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "/fruits/notebooks/01_load.ipynb")
+    assert storage.local_path("runs/x") == Path.cwd() / "runs/x"
+    monkeypatch.setenv("FRUITS_START", "/fruits")
+    assert storage.local_path("runs/x") == Path("/fruits/runs/x")
+    assert storage.local_path("/runs/x") == Path("/runs/x")
+    lab = Path(__file__).parents[1].joinpath("Makefile").read_text().split("\nlab: ")[1]
+    assert 'export FRUITS_START="$$PWD"; cd notebooks &&' in lab.split("\n\n")[0]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,12 @@ def test_where_a_relative_path_starts(beside, kernel, start, tmp_path, monkeypat
 def test_spellings_of_one_folder_are_equal(one, other):
     assert storage.folder_uri(one) == storage.folder_uri(other)
     assert storage.folder_uri(one) != storage.folder_uri(other + "c")
+
+
+def test_files_of_a_bucket_s_root_are_found(bucket):
+    bucket.put("a.json", b"x")
+    bucket.put("b/c.json", b"x")
+    assert storage.files_in(bucket.uri()) == [f"{bucket.uri().rstrip('/')}/a.json"]
 
 
 def test_a_text_comes_back(tmp_path):
