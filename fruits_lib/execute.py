@@ -115,8 +115,8 @@ def _execute(
     outputs = {path: f"{folder or run_dir}/notebooks/{path.name}" for path in notebooks}
     # Absolute, because a kernel may start relative paths elsewhere: see `local_path`.
     for name in values.keys() & set(PLACES):
-        if values[name] not in KERAS_WEIGHTS:
-            values[name] = str(local_path(values[name]) or values[name])
+        if values[name] not in KERAS_WEIGHTS and (path := local_path(values[name])):
+            values[name] = f"{'file:' * values[name].startswith('file:')}{path}"
     places = {name: str(values.get(name, "")) for name in PLACES}
     app = f"fruits {Path(run_dir).name}"
     # The kernels share this process's lease and SparkContext.
@@ -135,8 +135,8 @@ def _execute(
             click.echo(f"\n== {path.stem}")
             try:
                 papermill.execute_notebook(
-                    path,
-                    outputs[path],
+                    _verbatim(path),
+                    _verbatim(outputs[path]),
                     {name: value for name, value in values.items() if name in known[path]},
                     progress_bar=False,
                     stdout_file=sys.stdout,
@@ -158,6 +158,11 @@ def _execute(
     if failure:
         raise FruitsError(failure)
     click.echo("\n" + "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
+
+
+def _verbatim(path: Path | str) -> str:
+    """Return a path as papermill, which fills parameters into braces, takes it unchanged."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _kernels(count: int) -> Iterator:

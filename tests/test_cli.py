@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from papermill.parameterize import parameterize_path
 
 from fruits_lib import backbones, cli, lease, parameters, recipes
 from fruits_lib.networks import check_backbone
@@ -348,14 +349,22 @@ def write_notebooks(folder, code="pass"):
 
 
 @pytest.fixture
-def started(tmp_path, monkeypatch):
+def outputs():
+    """Where each notebook that is not really run would be written, by its name."""
+    return {}
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, outputs):
     """Notebooks that are not really run: by name, the parameters that each was started with."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "photographs").mkdir()
     paths, taken = write_notebooks(tmp_path / "notebooks"), {}
 
-    def take(path, _, values, **__):
-        taken[path.stem] = values
+    def take(path, output, values, **__):
+        path, output = (Path(parameterize_path(name, values)) for name in (path, output))
+        assert path.is_file()
+        taken[path.stem], outputs[path.stem] = values, output
 
     monkeypatch.setattr(parameters, "find_notebooks", lambda: paths)
     monkeypatch.setattr("papermill.execute_notebook", take)
@@ -423,6 +432,28 @@ class TestWhatIsStarted:
             "run_dir": str(tmp_path / "run"),
             "weights": str(tmp_path / "a.h5"),
         }
+
+    @pytest.mark.parametrize("name", ["run{a,b}", "exp_{overwrite}", "{}", "}{", "{k:}"])
+    def test_braces_in_the_run_folder_s_name_are_a_part_of_it(
+        self, name, started, outputs, tmp_path
+    ):
+        answer = CliRunner().invoke(cli.main, ["run", "--run-dir", name, "--from", "2"])
+        assert answer.exit_code == 0, answer.output
+        expected = f"{tmp_path}/{name}/notebooks/03_pick_k.ipynb"
+        assert str(outputs["03_pick_k"]) == expected
+        assert started["03_pick_k"]["run_dir"] == f"{tmp_path}/{name}"
+
+    def test_a_checkout_may_lie_below_a_folder_with_braces(self, started, tmp_path, monkeypatch):
+        (tmp_path / "{check}out").mkdir()
+        paths = write_notebooks(tmp_path / "{check}out")
+        monkeypatch.setattr(parameters, "find_notebooks", lambda: paths)
+        assert invoke("--from", "2").exit_code == 0
+        assert list(started) == ["02_featurize", "03_pick_k"]
+
+    def test_a_file_uri_stays_one(self, started, tmp_path):
+        """On a cluster a path alone would be no place on this machine."""
+        assert invoke("--data", f"file://{tmp_path}/photographs").exit_code == 0
+        assert started["01_load"]["data"] == f"file:{tmp_path}/photographs"
 
     def test_home_is_expanded_in_a_quoted_option(self, started, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
