@@ -1,5 +1,6 @@
 """Every file below a folder or bucket of photographs: indexed, or set aside with a reason."""
 
+import fnmatch
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from botocore.exceptions import BotoCoreError, ClientError
 from py4j.protocol import Py4JJavaError
@@ -31,6 +33,16 @@ SPLITS = {
     for name in names
 }
 HIDDEN = "hidden: its name or a folder's begins with . or _"
+# What a disk, a file server or an archive keeps beside photographs: thumbnails, deleted files.
+SYSTEM_FOLDERS = {
+    "@eadir": "thumbnails of a Synology",
+    "#recycle": "deleted files of a Synology",
+    "@recycle": "deleted files of a QNAP",
+    "__macosx": "the other half of files of macOS",
+    "system volume information": "Windows' own",
+    "$recycle.bin": "deleted files of Windows",
+    "lost+found": "found by a check of the disk",
+}
 NOT_UTF_8 = "its name is not UTF-8: rename it"
 NO_IMAGE = "not an image"
 # A file with one of these extensions is indexed unopened: 02 decodes it or says why it cannot. What
@@ -58,6 +70,7 @@ class Listing:
 
     images: list[tuple] = field(default_factory=list)
     set_aside: list[tuple] = field(default_factory=list)
+    exclude: str = ""  # patterns of files that were set aside
 
     @property
     def files(self) -> int:
@@ -81,30 +94,39 @@ class _File:
     fault: str = ""  # why it is set aside
 
 
-def list_files(spark: SparkSession, data: str) -> Listing:
+def list_files(spark: SparkSession, data: str, exclude: str = "", results: str = "") -> Listing:
     """List every file below a qualified data folder, at any depth, without decoding any.
 
     Local links to folders are followed. Parquet knows only UTF-8: a name that is another encoding
     is kept with escapes, as set aside.
 
+    Parameters
+    ----------
+    spark : SparkSession
+    data : str
+    exclude : str
+        Patterns, as the shell has them (`*`, `?`, `[...]`), separated by commas. A file is set
+        aside if one is the name, or the path below the data folder, of the file or of a folder
+        above it; case counts. `*` matches "/" too.
+    results : str, optional
+        The qualified run folder, which no link may lead to.
+
     Raises
     ------
     FruitsError
-        If the folder is missing, is a file, or cannot be listed.
+        If the folder is missing, is a file, cannot be listed, or a link leads to the results.
     """
     if storage.is_s3(data):
         found, read_start = _list_bucket(data)
     elif data.startswith("file:"):
-        found, read_start = _list_folder(data.removeprefix("file:"))
+        found, read_start = _list_folder(data.removeprefix("file:"), results)
     else:
         found, read_start = _list_hadoop(spark, data)
-    root = data.rsplit("/", 1)[-1]
-    listing, images, unknown = Listing(), [], []
+    root, patterns = data.rsplit("/", 1)[-1], _patterns(exclude)
+    listing, images, unknown = Listing(exclude=exclude), [], []
     for file in sorted(found, key=lambda file: file.path):
-        if file.fault:
-            _set_aside(listing, file.path, file.fault)
-        elif any(part.startswith((".", "_")) for part in file.path.split("/")):
-            _set_aside(listing, file.path, HIDDEN)
+        if reason := file.fault or _why_aside(file.path, patterns):
+            _set_aside(listing, file.path, reason)
         elif _EXTENSIONS.fullmatch(_extension(file.path)):
             images.append(file)
         else:
@@ -270,6 +292,24 @@ def _milliseconds(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
+def _patterns(exclude: str) -> dict[str, re.Pattern]:
+    given = (pattern.strip().strip("/") for pattern in exclude.split(","))
+    return {pattern: re.compile(fnmatch.translate(pattern)) for pattern in given if pattern}
+
+
+def _why_aside(path: str, patterns: dict[str, re.Pattern]) -> str:
+    """Return why a file is set aside by its name or a folder's, or nothing."""
+    names = path.split("/")
+    for folder in names[:-1]:
+        if folder.lower() in SYSTEM_FOLDERS:
+            return f"in a folder {folder}: {SYSTEM_FOLDERS[folder.lower()]}"
+    places = [*names, *accumulate(names, "{}/{}".format)] if patterns else ()
+    for pattern, matcher in patterns.items():
+        if any(map(matcher.match, places)):
+            return f"excluded by {pattern}"
+    return HIDDEN if any(name.startswith((".", "_")) for name in names) else ""
+
+
 def _set_aside(listing: Listing, path: str, reason: str) -> None:
     listing.set_aside.append((path, reason, _extension(path)))
 
@@ -288,35 +328,44 @@ def _check_folder(data: str, exists: bool, is_file: bool) -> None:
         raise FruitsError(f"data={data} is a file: give the folder that holds the photographs")
 
 
-def _list_folder(root: str) -> tuple[list[_File], Callable]:
+def _list_folder(root: str, results: str = "") -> tuple[list[_File], Callable]:
     _check_folder(root, os.path.exists(root), os.path.isfile(root))
 
-    def walk(folder: str, above: tuple) -> Iterator[_File]:
-        try:
-            entries = list(os.scandir(os.path.join(root, folder)))
-        except OSError as error:
-            if not folder:
-                raise FruitsError(f"data={root} cannot be listed: {error.strerror}") from None
-            yield _File(_text(folder), 0, 0, f"folder that cannot be listed: {error.strerror}")
-            return
-        for entry in entries:
-            path = os.path.join(folder, entry.name)
+    def walk() -> Iterator[_File]:
+        top = os.stat(root)
+        folders = [("", ((top.st_dev, top.st_ino),))]  # each with the identities of those above it
+        while folders:
+            folder, above = folders.pop()
             try:
-                found = entry.stat()
+                entries = list(os.scandir(os.path.join(root, folder)))
             except OSError as error:
-                reason = "broken link" if entry.is_symlink() else error.strerror
-                yield _File(_text(path), 0, 0, reason)
+                if not folder:
+                    raise FruitsError(f"data={root} cannot be listed: {error.strerror}") from None
+                yield _File(_text(folder), 0, 0, f"folder that cannot be listed: {error.strerror}")
                 continue
-            identity = found.st_dev, found.st_ino
-            if stat.S_ISDIR(found.st_mode):
-                if identity in above:
-                    yield _File(_text(path), 0, 0, "link to a folder above it")
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                try:
+                    found = entry.stat()
+                except OSError as error:
+                    reason = "broken link" if os.path.islink(entry.path) else error.strerror
+                    yield _File(_text(path), 0, 0, reason)
+                    continue
+                identity = found.st_dev, found.st_ino
+                if stat.S_ISDIR(found.st_mode):
+                    if identity in above:
+                        yield _File(_text(path), 0, 0, "link to a folder above it")
+                        continue
+                    if results and entry.is_symlink() and storage.overlap(entry.path, results):
+                        raise FruitsError(
+                            f"{_text(entry.path)} is a link to where {results} is: results must "
+                            "not mix with the photographs, give another folder for them"
+                        )
+                    folders.append((path, (*above, identity)))
                 else:
-                    yield from walk(path, (*above, identity))
-            else:
-                fault = "" if stat.S_ISREG(found.st_mode) else "not a regular file"
-                fault = fault or ("" if _text(path) == path else NOT_UTF_8)
-                yield _File(_text(path), found.st_size, found.st_mtime_ns // 1_000_000, fault)
+                    fault = "" if stat.S_ISREG(found.st_mode) else "not a regular file"
+                    fault = fault or ("" if _text(path) == path else NOT_UTF_8)
+                    yield _File(_text(path), found.st_size, found.st_mtime_ns // 1_000_000, fault)
 
     def read_start(file: _File) -> bytes | str:
         try:
@@ -325,8 +374,7 @@ def _list_folder(root: str) -> tuple[list[_File], Callable]:
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
-    top = os.stat(root)
-    return list(walk("", ((top.st_dev, top.st_ino),))), read_start
+    return list(walk()), read_start
 
 
 def _text(path: str) -> str:

@@ -57,9 +57,13 @@ class Index:
         return "\n".join(lines)
 
 
-def list_files(run: Run) -> Listing:
-    """Return every file below the data folder; see `files.list_files`."""
-    return files.list_files(run.spark, run.data)
+def list_files(run: Run, exclude: str = "") -> Listing:
+    """Return every file below the data folder; see `files.list_files`.
+
+    An empty `exclude` is the one that the run was loaded with before.
+    """
+    recorded = run.manifest().get("load", {}).get("exclude", "")
+    return files.list_files(run.spark, run.data, exclude or recorded, run.uri)
 
 
 def to_table(run: Run, listing: Listing) -> DataFrame:
@@ -111,7 +115,7 @@ def write_index(run: Run, listing: Listing, overwrite: bool = False) -> Index:
             normalised=len(_folders(listing) - labels),
             dropped=len(lost),
         )
-        entry.update(data=run.data, **vars(index))
+        entry.update(data=run.data, exclude=listing.exclude, **vars(index))
     return index
 
 

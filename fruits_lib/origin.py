@@ -38,7 +38,8 @@ def check_files(run: Run, counts: dict[str, Row] | None = None, again: str = "")
         If the data folder cannot be listed.
     """
     try:
-        listing = files.list_files(run.spark, run.data)
+        exclude = run.require("load").get("exclude", "")
+        listing = files.list_files(run.spark, run.data, exclude, run.uri)
     except FruitsError as error:
         raise FruitsError(
             f"{error}; if the photographs have moved, run 01_load with their new folder: features "

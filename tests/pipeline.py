@@ -22,10 +22,10 @@ from fruits_lib import (
 from fruits_lib.runs import open_run
 
 
-def write_index(run, data, overwrite=False):
+def write_index(run, data, overwrite=False, exclude=""):
     """01: list the photographs and write the index."""
     run = open_run(run.spark, run.uri, str(data), "load", overwrite=True)
-    return load.write_index(run, load.list_files(run), overwrite)
+    return load.write_index(run, load.list_files(run, exclude), overwrite)
 
 
 def write_features(run, network, max_reject_ratio=0.05, max_pixels=50_000_000, **options):

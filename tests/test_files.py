@@ -1,6 +1,7 @@
 """Every file below a folder or in a bucket is indexed or set aside; photographs are compared."""
 
 import os
+import subprocess
 import unicodedata
 
 import pytest
@@ -94,6 +95,45 @@ def test_a_data_folder_may_have_a_hidden_name(spark, tmp_path):
     assert paths(list_files(spark, plant(tmp_path / "_raw/.x", {"a/1.jpg": JPEG}))) == ["a/1.jpg"]
 
 
+SYSTEM = ["@eaDir", "#recycle", "@Recycle", "__MACOSX", "System Volume Information"]
+SYSTEM += ["$RECYCLE.BIN", "$Recycle.Bin", "lost+found"]
+
+
+def test_folders_of_a_file_server_or_disk_are_set_aside_by_name(spark, tmp_path):
+    names = [f"Training/Lemon/{folder}/1.jpg/thumb.jpg" for folder in SYSTEM]
+    data = plant(tmp_path, dict.fromkeys([*names, "Training/Lemon/1.jpg", "lost+found.jpg"], JPEG))
+    listing = list_files(spark, data)
+    assert paths(listing) == ["Training/Lemon/1.jpg", "lost+found.jpg"]
+    for name, folder in zip(names, SYSTEM, strict=True):
+        assert reasons(listing)[name].startswith(f"in a folder {folder}: ")
+
+
+EXCLUDED = {  # pattern -> what it sets aside of TREE
+    "raw": ["a/raw/1.jpg", "a/raw/deep/2.jpg"],
+    "raw/": ["a/raw/1.jpg", "a/raw/deep/2.jpg"],
+    "a/raw": ["a/raw/1.jpg", "a/raw/deep/2.jpg"],
+    "*/deep": ["a/raw/deep/2.jpg"],
+    "1.*": ["a/1.jpg", "a/raw/1.jpg"],
+    "a/1.jpg": ["a/1.jpg"],
+    "RAW": [],
+    "aw": [],
+    "/": [],
+    "": [],
+    " deep , b ": ["a/raw/deep/2.jpg", "b/[x], y.jpg"],
+    "[[]x]? y.jpg": ["b/[x], y.jpg"],
+}
+TREE = ["a/1.jpg", "a/raw/1.jpg", "a/raw/deep/2.jpg", "b/[x], y.jpg"]
+
+
+@pytest.mark.parametrize("exclude", EXCLUDED)
+def test_a_pattern_sets_aside_what_it_matches_and_is_the_reason(spark, tmp_path, exclude):
+    listing = list_files(spark, plant(tmp_path, dict.fromkeys(TREE, JPEG)), exclude)
+    assert sorted(reasons(listing)) == EXCLUDED[exclude]
+    assert paths(listing) == sorted(set(TREE) - set(EXCLUDED[exclude]))
+    patterns = [pattern.strip().strip("/") for pattern in exclude.split(",")]
+    assert set(reasons(listing).values()) <= {f"excluded by {pattern}" for pattern in patterns}
+
+
 # --- names and links ----------------------------------------------------------------------------
 
 
@@ -127,6 +167,47 @@ def test_links_to_files_and_folders_elsewhere_are_followed(spark, tmp_path):
     assert paths(list_files(spark, data)) == ["a/1.jpg", "a/2.jpg", "lemon/1.jpg"]
 
 
+@pytest.mark.parametrize("link", ["run", "run/notebooks", "."])
+def test_a_link_to_the_results_is_refused(spark, tmp_path, link):
+    plant(tmp_path / "runs", {"run/notebooks/1.png": PNG})
+    data = plant(tmp_path / "data", {"a/1.jpg": JPEG})
+    (tmp_path / "data/b").symlink_to(tmp_path / "runs" / link)
+    with pytest.raises(FruitsError, match=r"data/b is a link to where .*runs/run is: ") as caught:
+        list_files(spark, data, results=f"file:{tmp_path}/runs/run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """A function that makes nested folders of a name, and a photograph in the deepest one."""
+    start = os.getcwd()
+
+    def nest(name, depth):
+        os.chdir(tmp_path)
+        for _ in range(depth):
+            os.mkdir(name)
+            os.chdir(name)
+        with open("1.jpg", "wb") as file:
+            file.write(JPEG)
+        os.chdir(start)
+        return f"file:{tmp_path}"
+
+    yield nest
+    os.chdir(start)
+    subprocess.run(["rm", "-rf", tmp_path / "a", tmp_path / ("a" * 200)], check=True)
+
+
+def test_a_thousand_nested_folders_are_listed(spark, nested):
+    data = nested("a", 1200)
+    assert paths(list_files(spark, data)) == ["a/" * 1200 + "1.jpg"]
+
+
+def test_what_lies_too_deep_for_the_system_is_set_aside_with_one_reason(spark, nested):
+    listing = list_files(spark, nested("a" * 200, 25))
+    assert listing.images == []
+    assert list(reasons(listing).values()) == ["File name too long"]
+
+
 def test_a_pipe_is_set_aside_unopened(spark, tmp_path):
     data = plant(tmp_path, {"a/1.jpg": JPEG})
     os.mkfifo(tmp_path / "a/pipe.jpg")
@@ -151,7 +232,7 @@ def test_hadoop_lists_the_same_files(spark, tmp_path, monkeypatch):
     tree |= {"new\nline/1\n.jpg": JPEG, "x; isDirectory=true; length=1; modification_time=2": PNG}
     data = plant(tmp_path, tree)
     expected = list_files(spark, data)
-    monkeypatch.setattr(files, "_list_folder", lambda root: files._list_hadoop(spark, data))
+    monkeypatch.setattr(files, "_list_folder", lambda *_: files._list_hadoop(spark, data))
     assert list_files(spark, data) == expected
     with pytest.raises(FruitsError, match=r"absent does not exist"):
         files._list_hadoop(spark, f"{data}/absent")
@@ -174,6 +255,7 @@ def mounts(spark, tmp_path):
         "mounttable.fruits.link./locked": "viewfs://locked/",
         "mounttable.locked.link./x": f"file:{tmp_path}/absent",
         "mount.links.as.symlinks": "false",
+        "impl.disable.cache": "true",
     }
     for name, value in settings.items():
         conf.set(f"fs.viewfs.{name}", value)
@@ -202,9 +284,7 @@ def test_a_data_folder_that_hadoop_cannot_list_is_one_line(spark, mounts):
 def test_a_link_on_another_file_system_is_set_aside(spark, tmp_path, mounts):
     plant(tmp_path, {"lemon/1.jpg": JPEG})
     mounts.set("fs.viewfs.mount.links.as.symlinks", "true")
-    mounts.set("fs.viewfs.impl.disable.cache", "true")
     listing = list_files(spark, "viewfs://fruits")
-    mounts.unset("fs.viewfs.impl.disable.cache")
     assert listing.images == []
     assert reasons(listing) == dict.fromkeys(["lemon", "locked"], "link on another file system")
 

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from pipeline import write_features, write_index
 from pyspark.sql import functions as F
 
-from fruits_lib import files
+from fruits_lib import files, origin
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.load import list_files, sample_paths, thumbnails
@@ -196,6 +196,16 @@ def test_a_flat_folder_has_no_labels_and_says_so(run, tmp_path):
 @pytest.mark.parametrize("scheme", ["", "file:", "file://"])
 def test_a_folder_may_be_a_path_or_a_uri(run, tree, scheme, ending):
     assert write_index(run, f"{scheme}{tree}{ending}").images == len(IMAGES)
+
+
+def test_patterns_are_kept_for_05_and_for_01_when_it_runs_again(run, tmp_path):
+    data = plant(tmp_path / "data", "a/1.jpg", "a/thumbs/2.jpg")
+    index = write_index(run, data, exclude="thumbs")
+    assert "set aside, excluded by thumbs: 1 .jpg" in str(index)
+    assert run.manifest()["load"]["exclude"] == "thumbs"
+    assert all(check.passed for check in origin.check_files(open_run(run.spark, run.uri)))
+    assert write_index(run, data).images == 1
+    assert write_index(run, data, exclude="/").images == 2
 
 
 # --- errors -------------------------------------------------------------------------------------
