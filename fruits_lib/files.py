@@ -424,23 +424,23 @@ def _list_hadoop(spark: SparkSession, data: str) -> tuple[list[_File], Callable]
     with _listing(data):
         exists = fs.exists(root)
         _check_folder(data, exists, exists and fs.getFileStatus(root).isFile())
-
-    entries = _hadoop_entries(spark, fs)
+    fields = _status_fields(spark)
+    to_list = jvm.org.apache.hadoop.util.functional.RemoteIterators.toList
 
     def walk() -> Iterator[_File]:
         folders = [data]
-        while folders:
-            folder = folders.pop()
-            with _listing(data):
+        while folders:  # of one depth
+            entries = jvm.java.util.ArrayList()
+            for folder in folders:
                 try:
-                    found = entries(folder)
+                    entries.addAll(to_list(fs.listStatusIterator(new_path(folder))))
                 except Py4JJavaError as error:
                     if folder == data or _java_class(error) not in _UNREADABLE:
                         raise
                     fault = f"folder that cannot be listed: {_java_reason(error)}"
                     yield _File(folder[len(data) + 1 :], 0, 0, fault)
-                    continue
-            for path, is_folder, is_link, length, modified in found:
+            folders = []
+            for path, is_folder, is_link, length, modified in fields(entries):
                 if is_folder == "true":
                     folders.append(path)
                 else:
@@ -458,14 +458,17 @@ def _list_hadoop(spark: SparkSession, data: str) -> tuple[list[_File], Callable]
         except Py4JJavaError as error:
             return f"cannot be read: {_java_reason(error)}"
 
-    return list(walk()), read_start
+    with _listing(data):
+        return list(walk()), read_start
 
 
-def _hadoop_entries(spark: SparkSession, fs) -> Callable[[str], list[tuple]]:
-    """Return a function that lists one folder: path, isDirectory, isSymlink, length, time as text.
+def _status_fields(spark: SparkSession) -> Callable:
+    """Return a function that turns a Java list of `FileStatus` into tuples of text.
+
+    They are path, isDirectory, isSymlink, length in bytes, and time in milliseconds.
 
     A call to the JVM for each of many files takes minutes, so Java streams read one field of all
-    entries at once. The text of a whole entry is no help: that of `viewfs` has no path.
+    of them at once. The text of a whole entry is no help: that of `viewfs` has no path.
     """
     jvm, gateway = spark._jvm, spark.sparkContext._gateway
     java = jvm.java.lang
@@ -483,22 +486,20 @@ def _hadoop_entries(spark: SparkSession, fs) -> Callable[[str], list[tuple]]:
         )
     ]
 
-    def entries(folder: str) -> list[tuple]:
-        iterator = fs.listStatusIterator(jvm.org.apache.hadoop.fs.Path(folder))
-        found = jvm.org.apache.hadoop.util.functional.RemoteIterators.toList(iterator)
+    def fields(entries) -> list[tuple]:
         columns = []
-        for getter in getters if found.size() else ():
-            values = found.stream().map(getter).collect(jvm.java.util.stream.Collectors.toList())
+        for getter in getters if entries.size() else ():
+            values = entries.stream().map(getter).collect(jvm.java.util.stream.Collectors.toList())
             text = jvm.scala.collection.JavaConverters.asScalaBuffer(values).mkString("\0")
             columns.append(text.split("\0"))  # which no name can hold
-            if len(columns[-1]) != found.size():
+            if len(columns[-1]) != entries.size():
                 raise FruitsError(
-                    f"{folder} has {found.size():,} entries, but {len(columns[-1]):,} were read: "
-                    "copy the photographs to another file system"
+                    f"{entries.size():,} files and folders were listed, but {len(columns[-1]):,} "
+                    "read: copy the photographs to another file system"
                 )
         return list(zip(*columns, strict=True))
 
-    return entries
+    return fields
 
 
 @contextmanager

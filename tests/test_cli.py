@@ -362,7 +362,7 @@ def started(tmp_path, monkeypatch, outputs):
     paths, taken = write_notebooks(tmp_path / "notebooks"), {}
 
     def take(path, output, values, **__):
-        path, output = (Path(parameterize_path(name, values)) for name in (path, output))
+        path, output = (Path(parameterize_path(str(name), values)) for name in (path, output))
         assert path.is_file()
         taken[path.stem], outputs[path.stem] = values, output
 

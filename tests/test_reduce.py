@@ -131,6 +131,7 @@ def test_csv_of_an_earlier_model_goes(run):
 
 
 def test_csv_is_that_of_the_run_and_no_other_whatever_their_folders_are_called(run, tmp_path):
+    pick_k(run, k=3)
     write_scores(run, csv=True)
     folder = Path(run.uri.removeprefix("file:"))
     for name in ("norm1", "norm[1]"):  # as a pattern, the second is the first
@@ -147,5 +148,6 @@ def test_csv_is_that_of_the_run_and_no_other_whatever_their_folders_are_called(r
 def test_a_model_is_loaded_whatever_the_temporary_folder_is_called(run, tmp_path, monkeypatch):
     (tmp_path / "a,b[1]:c").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a,b[1]:c"))
+    pick_k(run, k=3)
     write_scores(run)
     assert len(models.load_model(run).stages) == 2
