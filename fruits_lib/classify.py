@@ -63,21 +63,15 @@ def check_classify(neighbors: int = 5) -> None:
 def divide(run: Run, scores: DataFrame, neighbors: int, seed: int) -> Parts:
     """Divide the scores of a run; see `splits.divide`.
 
-    Raises
-    ------
-    FruitsError
-        If photographs have no labels or all the same, none is left to test, or fewer are fitted
-        than a vote of neighbours needs.
+    Photographs without a label are in neither part, and where fewer are fitted than `neighbors`,
+    all of them vote. Where there is nothing to classify, which is no error, the run folder's lease
+    ends here, as no result follows.
     """
-    if why := splits.why_unlabelled(run.require("load")):
-        raise FruitsError(f"{run.uri} cannot be classified, {why}: run 01_load on label folders")
     parts = splits.divide(scores, seed)
-    if neighbors > parts.fitted:
-        raise FruitsError(
-            f"neighbors={neighbors} is more than the {parts.fitted:,} photographs of "
-            f"{parts.fitted_on}: give fewer"
-        )
-    return replace(parts, warning=_warning(run, parts))
+    if parts.nothing:
+        run.lease.release()
+        return parts
+    return replace(parts, warning=_warning(run, parts), asked=neighbors)
 
 
 def _warning(run: Run, parts: Parts) -> str:

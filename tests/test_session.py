@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -332,3 +333,14 @@ def test_matplot_closes_the_figure(drawn):
 def test_outside_ipython_no_magic_is_missed(monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     session._register_matplot()
+
+
+def test_a_notebook_that_has_nothing_to_do_ends_without_an_error():
+    """papermill takes an error for success if it is a SystemExit whose text is empty."""
+    stopped = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True):
+        patch.setattr(session, "stop_session", stopped.append)
+        with pytest.raises(SystemExit) as ended:
+            session.end_notebook("spark")
+    assert str(ended.value) == ""
+    assert stopped == ["spark"]
