@@ -76,8 +76,8 @@ def run(data, run_dir, pairs, file, recipe, first, only, overwrite: bool) -> Non
     """Run the notebooks in order, headless, and write one report.
 
     DATA and RUN_DIR are folders on this machine, in a bucket (s3://) or on any other file system
-    that Spark has a connector for. A -p wins over -f and --recipe. Where photographs have no labels,
-    06 says so and is skipped, which is no error.
+    that Spark has a connector for. A -p wins over -f and --recipe. 06 is skipped, and says
+    so, where photographs have no labels: that is no error.
     """
     from fruits_lib import execute, parameters
 

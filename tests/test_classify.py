@@ -356,6 +356,54 @@ def test_nothing_to_classify_gives_the_folder_back(spark, tmp_path):
     assert "classify" not in run.manifest()
 
 
+CODE = """
+from pathlib import Path
+Path({mark!r}).touch()
+class Stage:
+    @classmethod
+    def read(cls): raise RuntimeError
+"""
+
+
+@pytest.mark.parametrize("part", ["metadata/part-00000", "metadata"])
+def test_a_strangers_class_is_refused_before_it_is_imported(copy, tmp_path, monkeypatch, part):
+    """PySpark imports the class that a Python pipeline names."""
+    folder, run = copy
+    mark = tmp_path / "imported"
+    (tmp_path / "strange_module.py").write_text(CODE.format(mark=str(mark)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    stage = {"class": "strange_module.Stage", "uid": "s", "paramMap": {}, "defaultParamMap": {}}
+    pipeline = {**stage, "class": "pyspark.ml.pipeline.PipelineModel"}
+    pipeline["paramMap"] = {"language": "Python", "stageUids": ["s"]}
+    shutil.rmtree(folder / "classifier")
+    for name, metadata in (("classifier", pipeline), ("classifier/stages/0_s", stage)):
+        (folder / name / part).parent.mkdir(parents=True)
+        (folder / name / part).write_text(json.dumps(metadata) + "\n")
+    with pytest.raises(FruitsError, match=r"/classifier names \S+, which is no stage"):
+        models.load_model(run, "classifier")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry.update({"class": "org.example.Stage"}),
+        lambda entry: entry["paramMap"].update(stageUids=["x/../../../elsewhere"]),
+        lambda entry: entry.pop("class"),
+    ],
+)
+def test_another_class_or_place_of_a_stage_is_refused(copy, change):
+    folder, run = copy
+    (file,) = (folder / "model/metadata").glob("part-*")
+    (folder / "model/metadata" / f".{file.name}.crc").unlink(missing_ok=True)
+    entry = json.loads(file.read_text())
+    change(entry)
+    file.write_text(json.dumps(entry))
+    with pytest.raises(FruitsError, match=r"/model names .*, which is no stage"):
+        models.load_model(run)
+
+
 # --- the checks ---------------------------------------------------------------------------------
 
 

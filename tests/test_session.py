@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
