@@ -10,7 +10,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from fruits_lib import answers, splits
+from fruits_lib import answers, splits, text
 from fruits_lib.checks import Verification
 from fruits_lib.errors import FruitsError
 from fruits_lib.models import regression_of, save_model
@@ -38,7 +38,7 @@ class Figures:
 
     def worst(self, shown: int = 20) -> str:
         """Return the labels with the lowest F1 as a table."""
-        table = self.labels[:shown].to_string(float_format="{:.3f}".format)
+        table = text.table(self.labels[:shown], float_format="{:.3f}".format)
         if (rest := len(self.labels) - shown) > 0:
             best = self.labels["F1"].iloc[shown]
             return f"{table}\n... and {rest:,} labels with an F1 of at least {best:.3f}"

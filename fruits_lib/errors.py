@@ -4,16 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a terminal obeys instead of showing it: control characters, ends of lines, and those that
-# turn the direction of text. And surrogates, which cannot be printed.
-_UNSHOWN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(name: object) -> str:
-    """Return a name of a file or label, or a reason, as text that is safe to show in one line."""
-    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
+from fruits_lib.text import printable
 
 
 class FruitsError(Exception):

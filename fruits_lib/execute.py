@@ -26,6 +26,7 @@ from fruits_lib.storage import (
     local_path,
     preflight,
 )
+from fruits_lib.text import printable
 
 IMPORTS = ("fruits_lib.pictures", "fruits_lib.verify", "fruits_lib.featurize")  # and what they need
 
@@ -59,7 +60,7 @@ def run_notebooks(
         idle = _idle(given, chosen, known)
         _refuse(idle, needed)
     for line in idle.values():
-        click.echo(f"fruits: {line}", err=True)
+        click.echo(f"fruits: {printable(line)}", err=True)
     if not any("data" in known[path] for path in chosen):
         _check_data(values.get("data"), manifest)
     with backbones.export_ahead(_later_backbone(chosen, values)):
@@ -222,7 +223,7 @@ def _unfinished(chosen: list[Path], manifest: dict, run_dir: str) -> list[Path]:
         check_unfinished(manifest, run_dir, [_stage(path) for path in chosen])
         return chosen
     if left != chosen:
-        click.echo(f"{run_dir} is verified: going on with {left[0].stem}")
+        click.echo(f"{printable(run_dir)} is verified: going on with {left[0].stem}")
     return left
 
 

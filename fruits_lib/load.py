@@ -13,6 +13,7 @@ from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.files import Listing
 from fruits_lib.runs import Run
 from fruits_lib.stages import TABLES
+from fruits_lib.text import printable
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Index:
         for reason in dict.fromkeys(entry["reason"] for entry in self.set_aside):
             kinds = [entry for entry in self.set_aside if entry["reason"] == reason]
             counts = ", ".join(f"{e['files']:,} {e['extension'] or 'no extension'}" for e in kinds)
-            lines.append(f"set aside, {reason}: {counts}")
+            lines.append(printable(f"set aside, {reason}: {counts}"))
         if self.unlabelled:
             lines.append(
                 f"{self.unlabelled:,} images have no label: no folder is named after one. "

@@ -22,7 +22,7 @@ from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fruits_lib.errors import printable
+from fruits_lib.text import printable
 
 FONT = "DejaVu Sans"  # matplotlib brings it
 BARS = 40  # labels with a bar and a name each; of more, `images_per_label` draws a summary

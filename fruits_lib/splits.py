@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from fruits_lib.text import printable
+
 FITTED_SHARE = 0.8  # of each label's photographs, where folders say nothing
 NO_FRUITS = (
     "No whole fruit can be held out: that needs labels of a kind and a number, such as apple_6, "
@@ -217,4 +219,4 @@ def _count(counts: dict[str, int], name: str, row) -> None:
 
 def _shortened(names: list[str], shown: int = 5) -> str:
     rest = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
+    return ", ".join(map(printable, names[:shown])) + rest
