@@ -125,7 +125,7 @@ def _figures(labels: DataFrame, seed: int) -> dict:
     table = table.reindex(columns=table.columns.union(table.index), fill_value=0)
     right = pd.Series({label: table.at[label, label] for label in table.index})
     f1 = 2 * right / (table.sum(axis=1) + table[table.index].sum())
-    accuracy = right.sum() / parts.tested
+    accuracy = right.sum() / max(parts.tested, 1)
     return {
         "fitted": parts.fitted,
         "tested": parts.tested,

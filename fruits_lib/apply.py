@@ -14,6 +14,7 @@ from fruits_lib.errors import FruitsError
 from fruits_lib.runs import Run, open_run, qualify, scratch_folder
 from fruits_lib.sample import stage_sample
 from fruits_lib.storage import check_apart
+from fruits_lib.text import printable
 
 _MODEL = ("model_sha256", "classifier_sha256")
 OWN_MODEL = ("pick_k", "pca", "verify", "classify")  # stages of a run that fits one
@@ -29,7 +30,7 @@ class Known:
     classifier_sha256: str | None  # of classifier.npz, if photographs can be labelled
 
     def __str__(self) -> str:
-        return f"model:       {self.run.path(self.model).removeprefix('file:')}"
+        return f"model:       {printable(self.run.path(self.model).removeprefix('file:'))}"
 
     @property
     def model(self) -> str:

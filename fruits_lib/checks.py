@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from fruits_lib.errors import FruitsError, VerificationError
 from fruits_lib.runs import Run
+from fruits_lib.text import printable
 
 SCORE_TOLERANCE = 1e-6  # scores are float32, each within 6e-8 of its value
 SMALLEST_VARIANCE = 1e-6  # share of the first eigenvalue below which rounding counts too much
@@ -28,8 +29,13 @@ class Check:
 
     def __str__(self) -> str:
         status = {True: "ok", False: "FAILED", None: "-"}[self.passed]
-        note = {True: "", False: f"  {self.remedy}", None: "  not judged: rows failed above"}
-        return f"{status:<7} {self.name:<44} {self.shown:>9}  ({self.bound}){note[self.passed]}"
+        note = {
+            True: "",
+            False: f"  {self.remedy}",
+            None: "  not judged: rows failed above",
+        }
+        figure = f"{self.name:<44} {self.shown:>9}  ({self.bound})"
+        return printable(f"{status:<7} {figure}{note[self.passed]}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from fruits_lib import answers, splits
+from fruits_lib import answers, splits, text
 from fruits_lib.checks import Verification
 from fruits_lib.errors import FruitsError
 from fruits_lib.models import regression_of, save_model
@@ -38,7 +38,7 @@ class Figures:
 
     def worst(self, shown: int = 20) -> str:
         """Return the labels with the lowest F1 as a table."""
-        table = self.labels[:shown].to_string(float_format="{:.3f}".format)
+        table = text.table(self.labels[:shown], float_format="{:.3f}".format)
         if (rest := len(self.labels) - shown) > 0:
             best = self.labels["F1"].iloc[shown]
             return f"{table}\n... and {rest:,} labels with an F1 of at least {best:.3f}"
@@ -63,21 +63,15 @@ def check_classify(neighbors: int = 5) -> None:
 def divide(run: Run, scores: DataFrame, neighbors: int, seed: int) -> Parts:
     """Divide the scores of a run; see `splits.divide`.
 
-    Raises
-    ------
-    FruitsError
-        If photographs have no labels or all the same, none is left to test, or fewer are fitted
-        than a vote of neighbours needs.
+    Photographs without a label are in neither part, and where fewer are fitted than `neighbors`,
+    all of them vote. Where there is nothing to classify, which is no error, the run folder's lease
+    ends here, as no result follows.
     """
-    if why := splits.why_unlabelled(run.require("load")):
-        raise FruitsError(f"{run.uri} cannot be classified, {why}: run 01_load on label folders")
     parts = splits.divide(scores, seed)
-    if neighbors > parts.fitted:
-        raise FruitsError(
-            f"neighbors={neighbors} is more than the {parts.fitted:,} photographs of "
-            f"{parts.fitted_on}: give fewer"
-        )
-    return replace(parts, warning=_warning(run, parts))
+    if parts.nothing:
+        run.lease.release()
+        return parts
+    return replace(parts, warning=_warning(run, parts), asked=neighbors)
 
 
 def _warning(run: Run, parts: Parts) -> str:

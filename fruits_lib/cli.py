@@ -73,10 +73,11 @@ def main() -> None:
 @click.option("--only", metavar="NN", help="Run this notebook alone.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of a finished run.")
 def run(data, run_dir, pairs, file, recipe, first, only, overwrite: bool) -> None:
-    """Run the notebooks in order, headless, and write one report; 06 where photographs have labels.
+    """Run the notebooks in order, headless, and write one report.
 
     DATA and RUN_DIR are folders on this machine, in a bucket (s3://) or on any other file system
-    that Spark has a connector for. A -p wins over -f and --recipe.
+    that Spark has a connector for. A -p wins over -f and --recipe. 06 is skipped, and says
+    so, where photographs have no labels: that is no error.
     """
     from fruits_lib import execute, parameters
 

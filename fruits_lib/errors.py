@@ -4,9 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fruits_lib.text import printable
+
 
 class FruitsError(Exception):
     """Something the user can correct. The message is one line: value, bound, way out."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(message))
 
     def _render_traceback_(self):
         """Show the line alone in a notebook (IPython calls this hook instead of a traceback)."""

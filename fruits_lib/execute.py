@@ -16,7 +16,7 @@ from fruits_lib.errors import FruitsError
 from fruits_lib.lease import take
 from fruits_lib.networks import KERAS_WEIGHTS, BackboneSpec, check_backbone
 from fruits_lib.runs import read_manifest
-from fruits_lib.splits import why_unlabelled
+from fruits_lib.splits import why_nothing
 from fruits_lib.stages import STAGES, check_unfinished, check_version, recorded, verified
 from fruits_lib.storage import (
     PLACES,
@@ -26,6 +26,7 @@ from fruits_lib.storage import (
     local_path,
     preflight,
 )
+from fruits_lib.text import printable
 
 IMPORTS = ("fruits_lib.pictures", "fruits_lib.verify", "fruits_lib.featurize")  # and what they need
 
@@ -59,11 +60,11 @@ def run_notebooks(
         idle = _idle(given, chosen, known)
         _refuse(idle, needed)
     for line in idle.values():
-        click.echo(f"fruits: {line}", err=True)
+        click.echo(f"fruits: {printable(line)}", err=True)
     if not any("data" in known[path] for path in chosen):
         _check_data(values.get("data"), manifest)
     with backbones.export_ahead(_later_backbone(chosen, values)):
-        _execute(chosen, notebooks, values, values["run_dir"], started, only is not None)
+        _execute(chosen, notebooks, values, values["run_dir"], started)
 
 
 def apply_notebook(given: dict) -> None:
@@ -92,11 +93,10 @@ def _execute(
     values: dict,
     results: str,
     started: float,
-    must_run: bool = True,
 ) -> None:
     """Run notebooks whose results go to one folder, and report on all that ran there.
 
-    One that has nothing to do is left out, or, if it `must_run`, raises FruitsError.
+    One that has nothing to do is left out, which is no failure.
     """
     # jsonschema would spend seconds on 38 grammars that check IRIs, which notebooks do not have.
     sys.modules.setdefault("rfc3987_syntax", None)
@@ -127,8 +127,6 @@ def _execute(
     ):
         for path in list(chosen):
             if why := _why_not(path, read_manifest(run_dir)):
-                if must_run:
-                    raise FruitsError(f"{path.stem} cannot run: {why}")
                 chosen.remove(path)
                 click.echo(f"\n== {path.stem} is skipped: {why}")
                 continue
@@ -152,7 +150,9 @@ def _execute(
                 break
         summary = report.summarize(run_dir, time.monotonic() - started)
         manifest = read_manifest(run_dir)
-        current = {*chosen, *(path for path in notebooks if _stage(path) in manifest)}
+        # And the notebook that failed: one that found nothing to do has nothing to show.
+        current = {path for path in notebooks if _stage(path) in manifest}
+        current |= {path} if failure else set()
         shown = [outputs[path] for path in notebooks if path in current]
         report.write_report(run_dir, shown, summary)
     if failure:
@@ -228,7 +228,7 @@ def _unfinished(chosen: list[Path], manifest: dict, run_dir: str) -> list[Path]:
         check_unfinished(manifest, run_dir, [_stage(path) for path in chosen])
         return chosen
     if left != chosen:
-        click.echo(f"{run_dir} is verified: going on with {left[0].stem}")
+        click.echo(f"{printable(run_dir)} is verified: going on with {left[0].stem}")
     return left
 
 
@@ -246,7 +246,7 @@ def _stage(path: Path) -> str | None:
 
 def _why_not(path: Path, manifest: dict) -> str:
     """Return why there is nothing for a notebook to do, or nothing."""
-    return why_unlabelled(manifest.get("load", {})) if _stage(path) == "classify" else ""
+    return why_nothing(manifest.get("load", {})) if _stage(path) == "classify" else ""
 
 
 def _check_data(data: str | None, manifest: dict) -> None:

@@ -19,6 +19,7 @@ from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.storage import is_s3
+from fruits_lib.text import printable
 from fruits_lib.udf import LARGEST_IMAGE
 
 IMAGES_PER_CORE = 1500  # per batch: enough to hide its overhead, few to compute again
@@ -190,8 +191,9 @@ def check_featurize(
 
 
 def reject_reasons(run: Run) -> pd.DataFrame:
-    """Return the rejected images, by path: path, reason."""
-    return run.read_table("rejects").select("path", "reason").orderBy("path").toPandas()
+    """Return the rejected images, by path, as text to show: path, reason."""
+    rejects = run.read_table("rejects").select("path", "reason").orderBy("path").toPandas()
+    return rejects.map(printable)
 
 
 def _batch_size(run: Run, asked: int) -> int:

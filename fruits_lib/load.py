@@ -14,6 +14,7 @@ from fruits_lib.files import Listing
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.stages import TABLES
+from fruits_lib.text import printable
 
 # Spark's own choice, INT96, is nanoseconds in pandas and Arrow: 2286 becomes 1702. Times before
 # 1900 are those of today's calendar, as everywhere but in Spark 2.
@@ -44,7 +45,7 @@ class Index:
         for reason in dict.fromkeys(entry["reason"] for entry in self.set_aside):
             kinds = [entry for entry in self.set_aside if entry["reason"] == reason]
             counts = ", ".join(f"{e['files']:,} {e['extension'] or 'no extension'}" for e in kinds)
-            lines.append(f"set aside, {reason}: {counts}")
+            lines.append(printable(f"set aside, {reason}: {counts}"))
         if self.unlabelled:
             lines.append(
                 f"{self.unlabelled:,} images have no label: no folder is named after one. "

@@ -1,5 +1,6 @@
 """The fitted models of a run: stock Spark ML, and the classifier's numbers for NumPy."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,59 @@ from fruits_lib.regression import Regression
 from fruits_lib.runs import Run, file_system, qualify, read_bytes, scratch_folder, write_bytes
 
 CLASSIFIER = [StandardScalerModel, PCAModel, LogisticRegressionModel, IndexToString]
+CLASSES = {  # what metadata may name
+    f"org.apache.spark.ml.{name}"
+    for name in (
+        "PipelineModel",
+        "feature.StandardScalerModel",
+        "feature.PCAModel",
+        "classification.LogisticRegressionModel",
+        "feature.IndexToString",
+    )
+}
 
 
 def load_model(run: Run, name: str = "model") -> PipelineModel:
-    """Load `model/` or `classifier/` of a run, whatever its folder is called."""
+    """Load `model/` or `classifier/` of a run, whatever its folder is called.
+
+    Raises
+    ------
+    FruitsError
+        If it names a class that is none of `CLASSES`. Spark imports what is named, from the working
+        directory too, and a run folder may be a stranger's.
+    """
     with _copy(run) as copy:
         _copy_files(run, run.path(name), copy)
+        _check_classes(run, name, copy)
         return PipelineModel.load(copy)
+
+
+def _check_classes(run: Run, name: str, copy: str) -> None:
+    """Raise FruitsError if a metadata file of a model names something else than stock stages."""
+    for file in _files(run, copy):
+        hidden = file.rsplit("/", 1)[1][0] in "._"  # and so for Hadoop, too
+        if hidden or "metadata" not in file.lower().split("/"):
+            continue
+        text = read_bytes(run.spark, copy + file).decode(errors="replace")
+        for line in filter(None, re.split(r"[\r\n]", text)):  # as Spark splits it
+            if (found := _foreign(line)) is not None:
+                raise FruitsError(
+                    f"{run.path(name)} names {found}, which is no stage that fruits_lib writes: "
+                    "nothing of it was loaded, give a run folder that you trust"
+                )
+
+
+def _foreign(metadata: str) -> str | None:
+    """Return what a line of a model's metadata names that is no stage of `CLASSES`, or None."""
+    try:
+        entry = json.loads(metadata)
+        stages = entry["paramMap"].get("stageUids", [])
+        # With a slash in it, a stage would lie outside the model's folder.
+        return next((uid for uid in stages if "/" in uid), None) or (
+            None if entry["class"] in CLASSES else str(entry["class"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return metadata[:60]
 
 
 def save_model(run: Run, model: PipelineModel, name: str = "model") -> None:
@@ -52,11 +99,16 @@ def _copy(run: Run) -> Iterator[str]:
 
 def _copy_files(run: Run, source: str, target: str) -> None:
     """Copy a model's files by one request each: Hadoop's copy asks S3 seven times about each."""
-    fs, path = file_system(run.spark, source)
+    for name in _files(run, source):
+        write_bytes(run.spark, target + name, read_bytes(run.spark, source + name))
+
+
+def _files(run: Run, folder: str) -> Iterator[str]:
+    """Yield all files below a folder, from the slash that ends the folder's name on."""
+    fs, path = file_system(run.spark, folder)
     found = fs.listFiles(path, True)
     while found.hasNext():
-        name = found.next().getPath().toString().removeprefix(path.toString())
-        write_bytes(run.spark, target + name, read_bytes(run.spark, source + name))
+        yield found.next().getPath().toString().removeprefix(path.toString())
 
 
 def regression_of(classifier: PipelineModel) -> Regression:

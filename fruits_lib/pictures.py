@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-from fruits_lib.plots import names, text
+from fruits_lib.plots import drawing, families, names, set_fonts, text
 
 GRID_LABELS = 36  # that `sample_grid` has room for
 GRID_IMAGES = 6  # of each
@@ -22,6 +22,7 @@ NAMED = 12  # labels in a legend, and named where they lie
 THUMBNAIL = 26  # side of a photograph among scores, in points
 
 
+@drawing
 def sample_grid(thumbnails: pd.DataFrame, labels_in_all: int) -> Figure:
     """Draw the first photographs of as many labels as fit, by name; each label has a row.
 
@@ -72,6 +73,7 @@ def _plain_grid(thumbnails: pd.DataFrame) -> Figure:
     return axes.figure
 
 
+@drawing
 def extremes(ends: pd.DataFrame, ratios: Sequence[float], per_end: int = 4) -> Figure:
     """Draw the photographs with the lowest and the highest scores of each component.
 
@@ -108,6 +110,7 @@ def extremes(ends: pd.DataFrame, ratios: Sequence[float], per_end: int = 4) -> F
     return axes.figure
 
 
+@drawing
 def confusions(pairs: pd.DataFrame) -> Figure:
     """Draw photographs beside the nearest known photograph of the label that they got.
 
@@ -140,6 +143,7 @@ def confusions(pairs: pd.DataFrame) -> Figure:
     return axes.figure
 
 
+@drawing
 def nearest(table: pd.DataFrame) -> Figure:
     """Draw photographs, a row each, beside the known ones that are nearest to them.
 
@@ -167,6 +171,7 @@ def nearest(table: pd.DataFrame) -> Figure:
     return axes.figure
 
 
+@drawing
 def predictions(table: pd.DataFrame, images: int) -> Figure:
     """Draw photographs with the label that each was given, and its probability.
 
@@ -225,6 +230,7 @@ def _draw(axes: Axes, left: float, top: float, side: float, photograph) -> None:
     axes.text(left + 0.04, top + edge / 2, wrapped, fontsize=size, va="center")
 
 
+@drawing
 def scores(
     points: np.ndarray,
     labels: Sequence[str | None],
@@ -284,6 +290,7 @@ def scores(
         keys = [*(text(label, 24, 2) for label in keys), f"{new:,} new"]
         for entry, key in zip(legend.texts, keys, strict=False):
             entry.set_text(key)  # a legend would drop "_label"
+    set_fonts(figure)
     figure.draw_without_rendering()  # settles the layout, and so where a point lies in pixels
     taken = _name_largest(axes, plane[:known], named, colours, sizes) if len(sizes) else []
     _place(axes, plane, of_point, thumbnails or (), taken)
@@ -296,10 +303,12 @@ def _name_largest(axes: Axes, plane: np.ndarray, named, colours: dict, sizes) ->
     for label in sizes.sort_values(ascending=False, kind="stable").index:
         if len(taken) == NAMED:
             break
+        shown = text(label, 22, 2)
         name = axes.text(
             0,
             0,
-            text(label, 22, 2),
+            shown,
+            fontfamily=families(shown),
             ha="center",
             va="center",
             fontsize=8,

@@ -2,27 +2,63 @@
 
 pyplot makes the figures, so that `%matplot plt` finds the current one in both kernels. Every figure
 is readable for a few labels and for hundreds, and where there are none: where every label is null.
-Those that show photographs are in `fruits_lib.pictures`.
+Those that show photographs are in `fruits_lib.pictures`. None depends on a person's settings of
+matplotlib: see `drawing`.
 """
 
+import logging
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache, wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fruits_lib.text import printable
+
+FONT = "DejaVu Sans"  # matplotlib brings it
 BARS = 40  # labels with a bar and a name each; of more, `images_per_label` draws a summary
 MATRIX = 30  # labels of a confusion matrix
 NEVER = 12  # of one without confusions
 ENDS = 8  # labels that the summary names at each end
 
 
+def _in_own_style(function: Callable) -> Callable:
+    """Call a function with matplotlib's own settings in place of a person's matplotlibrc."""
+
+    @wraps(function)
+    def styled(*args, **kwargs):
+        with plt.style.context({"font.family": [FONT]}, after_reset=True):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw a figure, and later render it, in a style that is the same for everybody.
+
+    Some settings, such as `text.usetex`, count when a text is made, others when it is rendered.
+    """
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        figure = _in_own_style(draw)(*args, **kwargs)
+        set_fonts(figure)
+        figure.draw, figure.savefig = map(_in_own_style, (figure.draw, figure.savefig))
+        return figure
+
+    return drawn
+
+
+@drawing
 def images_per_label(counts: pd.DataFrame) -> Figure:
     """Draw images per label: stacked bars, one colour per split; above 40 labels, a summary.
 
@@ -92,6 +128,7 @@ def _summary(counts: pd.DataFrame) -> Figure:
     return figure
 
 
+@drawing
 def explained_variance(
     raw: np.ndarray,
     standardized: np.ndarray,
@@ -146,6 +183,7 @@ def explained_variance(
     return figure
 
 
+@drawing
 def confusion_matrix(confusions: pd.DataFrame) -> Figure:
     """Draw how often photographs of one label were taken for another; right answers in grey.
 
@@ -202,6 +240,7 @@ def confusion_matrix(confusions: pd.DataFrame) -> Figure:
     return figure
 
 
+@drawing
 def accuracy_by_k(accuracies: pd.Series, photographs: int) -> Figure:
     """Draw the accuracy of nearest neighbours against the number of scores that they see.
 
@@ -260,11 +299,14 @@ def names(labels: Sequence[str | None]) -> pd.Series | None:
 def text(value: str, width: int, lines: int = 1) -> str:
     """Return text that matplotlib shows as it is.
 
-    It is wrapped to `lines` of `width` characters, and loses its middle where it does not fit, for
-    the ends tell labels and file names apart. Dollar signs are no mathematics, and a character
-    that no font of `rcParams["font.family"]` has is a question mark, for matplotlib would warn.
+    It is wrapped to `lines` of `width` characters (half as many where they are wide, as Chinese
+    ones are), and loses its middle where it does not fit, for the ends tell labels and file names
+    apart. Dollar signs are no mathematics, and a character that no installed font has is a question
+    mark, which is logged once.
     """
-    whole = " ".join(unicodedata.normalize("NFC", str(value)).split())
+    whole = printable(" ".join(unicodedata.normalize("NFC", str(value)).split()))
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in whole)
+    width = width * len(whole) // (len(whole) + wide) if wide else width
     wrapped, room = textwrap.wrap(whole, width), width * lines
     while len(wrapped) > lines:
         half = room // 2
@@ -272,11 +314,52 @@ def text(value: str, width: int, lines: int = 1) -> str:
             textwrap.wrap(f"{whole[: room - half - 1]}…{whole[-half:]}", width),
             room - 1,
         )
-    families = plt.rcParams["font.family"]
-    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
 
     def drawn(character: str) -> str:
-        known = any(font.get_char_index(ord(character)) for font in fonts)
-        return character if known else "?"
+        if family_of(character):
+            return character
+        _say_unknown()
+        return "?"
 
     return "\n".join("".join(map(drawn, line)) for line in wrapped).replace("$", r"\$")
+
+
+def set_fonts(figure: Figure) -> None:
+    """Give every text of a figure the fonts that have its characters."""
+    for shown in figure.findobj(Text):
+        shown.set_fontfamily(families(shown.get_text()))
+
+
+def families(shown: str) -> list[str]:
+    """Return the fonts that together have all characters of a text, `FONT` first."""
+    found = dict.fromkeys(map(family_of, shown.replace("\n", "")))
+    return [FONT, *(family for family in found if family not in (FONT, None))]
+
+
+@cache
+def family_of(character: str) -> str | None:
+    """Return an installed font that has a character, `FONT` if that has it, or None."""
+    if get_font(findfont(FONT)).get_char_index(ord(character)):
+        return FONT
+    return next((name for name, has in _installed() if (has == ord(character)).any()), None)
+
+
+@cache
+def _installed() -> list[tuple[str, np.ndarray]]:
+    """Return family and characters of every upright font of this machine, the largest first."""
+    found = []
+    for entry in fontManager.ttflist:
+        # The last resort has a box for every character there is.
+        if entry.style == "normal" and "lastresort" not in entry.fname.lower():
+            with suppress(OSError, RuntimeError):  # gone since matplotlib looked, or damaged
+                characters = get_font(entry.fname).get_charmap()
+                found.append((entry.name, np.fromiter(characters, np.uint32)))
+    return sorted(found, key=lambda font: -len(font[1]))
+
+
+@cache
+def _say_unknown() -> None:
+    logging.getLogger(__name__).warning(
+        "figures show ? for characters of names that no installed font has: install a font that "
+        "has them, such as Noto Sans CJK for Chinese, Japanese and Korean"
+    )

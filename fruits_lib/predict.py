@@ -11,6 +11,7 @@ from fruits_lib import results, storage
 from fruits_lib.errors import FruitsError
 from fruits_lib.regression import Regression
 from fruits_lib.results import Results
+from fruits_lib.text import printable
 from fruits_lib.udf import ImageError, decode_image, open_backbone
 
 NEAREST = 5  # known photographs that are named
@@ -56,9 +57,9 @@ class Prediction:
 
     def __str__(self) -> str:
         if self.reason:
-            return f"{self.photograph}\n  rejected       {self.reason}"
+            return f"{printable(self.photograph)}\n  rejected       {printable(self.reason)}"
         rows = [
-            (name, label, f"{probability:.1%}")
+            (name, printable(label), f"{probability:.1%}")
             for name, (label, probability) in zip(
                 ("label", "second guess"), self.guesses, strict=False
             )
@@ -66,10 +67,14 @@ class Prediction:
         # Three significant digits of the largest distance, for all: they line up.
         digits = max(0, 2 - math.floor(math.log10(max(self.nearest[-1].distance, 1e-9))))
         rows += [
-            ("" if number else "nearest", near.label or "", f"distance {near.distance:.{digits}f}")
+            (
+                "" if number else "nearest",
+                printable(near.label or ""),
+                f"distance {near.distance:.{digits}f}",
+            )
             for number, near in enumerate(self.nearest)
         ]
-        paths = [""] * len(self.guesses) + [near.path for near in self.nearest]
+        paths = [""] * len(self.guesses) + [printable(near.path) for near in self.nearest]
         wide, high = (max(len(row[column]) for row in rows) for column in (1, 2))
         lines = [
             f"  {name:<14} {label:<{wide}}  {figure:>{high}}  {path}".rstrip()
@@ -79,7 +84,7 @@ class Prediction:
             shown = "  ".join(f"{score:.4g}" for score in self.scores[:FIRST])
             more = f" ... ({len(self.scores)} in all)" if len(self.scores) > FIRST else ""
             lines.insert(0, f"  {'scores':<14} {shown}{more}")
-        return "\n".join([self.photograph, *lines])
+        return "\n".join([printable(self.photograph), *lines])
 
 
 def predict(run: Results, photographs: Sequence[str]) -> list[Prediction]:
@@ -130,14 +135,16 @@ def draw(run: Results, predictions: Iterable[Prediction], target: str) -> None:
 
     rows = []
     for number, prediction in enumerate(predictions):
-        lines = [_name(prediction.photograph)]
-        lines += [f"{label} {probability:.1%}" for label, probability in prediction.guesses[:1]]
+        lines = [printable(_name(prediction.photograph))]
+        lines += [
+            f"{printable(label)} {probability:.1%}" for label, probability in prediction.guesses[:1]
+        ]
         pixels = _thumbnail(prediction.content, run)
         rows.append((number, "\n".join(lines), pixels, prediction.reason))
         files = run.photographs(near.path for near in prediction.nearest)
         for near, content in zip(prediction.nearest, files, strict=True):
             pixels = _thumbnail(content, run) if content else None
-            caption = f"{near.label or _name(near.path)}\n{near.distance:.3g}"
+            caption = f"{printable(near.label or _name(near.path))}\n{near.distance:.3g}"
             rows.append((number, caption, pixels, None))
     columns = ["photograph", "caption", "pixels", "reason"]
     image = io.BytesIO()

@@ -13,6 +13,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from fruits_lib.pca import few_images
 from fruits_lib.runs import read_manifest
 from fruits_lib.storage import local_path, read_text, write_text
+from fruits_lib.text import printable
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 # What each step leaves in the run folder.
@@ -208,7 +209,7 @@ def summarize(run_dir: str, seconds: float) -> dict[str, str]:
         lines |= _applied(applied)
     lines["wall time"] = f"{seconds:.0f} s"
     lines["report"] = f"{run_dir.rstrip('/')}/report.html"
-    return lines
+    return {name: printable(line) for name, line in lines.items()}
 
 
 def _labels(labels: dict) -> dict[str, str]:

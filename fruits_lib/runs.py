@@ -29,6 +29,7 @@ from fruits_lib.stages import (
     needed,
     recorded,
 )
+from fruits_lib.text import printable
 
 if TYPE_CHECKING:  # `fruits predict` reads a manifest without the second that pyspark takes
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -135,7 +136,7 @@ class Run:
     stage: str = field(default="", compare=False)  # that the lease is for; see `open_run`
 
     def __str__(self) -> str:
-        data, uri = (place.removeprefix("file:") for place in (self.data, self.uri))
+        data, uri = (printable(place.removeprefix("file:")) for place in (self.data, self.uri))
         return f"photographs: {data}\nresults:     {uri}"
 
     def path(self, name: str) -> str:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
@@ -178,6 +180,13 @@ def stop_session(spark: SparkSession) -> None:
         later = threading.Timer(LIVY_DELAY, urllib.request.urlopen, [request])
         later.daemon = True
         later.start()
+
+
+def end_notebook(spark: SparkSession) -> NoReturn:
+    """End a notebook that has nothing more to do: no cell below runs, and papermill succeeds."""
+    stop_session(spark)
+    warnings.filterwarnings("ignore", "To exit: ")  # what IPython says of it
+    raise SystemExit
 
 
 def use_java_17() -> None:

@@ -92,6 +92,7 @@ def classify_scores(run, neighbors=1, seed=0):
     judged = classify.judge(answers["label"], answers["predicted"])
     classifier = PipelineModel([*models.load_model(run).stages, fitted, names])
     figures = {"regression": judged, "nearest": judged, "fruits": None}
+    neighbors = parts.neighbors
     found = classify.write(run, parts, classifier, labels, figures, neighbors=neighbors, seed=seed)
     scores.unpersist()
     return found

@@ -27,13 +27,14 @@ WIDTH = 6
 def write_scored(spark, folder, places):
     """Write a run up to 04: features that are near a corner of its own for each label."""
     run, rng = open_run(spark, str(folder)), np.random.default_rng(0)
-    names = sorted({label for label, _ in places})
-    corners = 4 * np.eye(max(WIDTH, len(names)))[[names.index(label) for label, _ in places]]
+    names = sorted({label for label, _ in places if label})
+    corners = 4 * np.eye(max(WIDTH, len(names) + 1))  # the last one of those without a label
+    corners = corners[[names.index(label) if label else -1 for label, _ in places]]
     vectors = (corners + rng.normal(size=corners.shape)).astype(np.float32)
     table = pa.table(
         {
             "path": [f"{split}/{label}/{i}.jpg" for i, (label, split) in enumerate(places)],
-            "label": [label for label, _ in places],
+            "label": pa.array([label for label, _ in places], pa.string()),
             "split": pa.array([split for _, split in places], pa.string()),
             "features": pa.array(list(vectors)),
         }
@@ -146,17 +147,52 @@ def test_the_seed_alone_decides_the_hash(spark):
 
 
 @pytest.mark.parametrize(
-    ("counts", "words"),
+    "places",
     [
-        ({("a", None): 9}, "of 1 label, at least 2 are needed"),
-        ({("a", "Training"): 9, ("b", "Test"): 9}, "of 1 label, at least 2 are needed"),
-        ({("a", None): 1, ("b", None): 1}, "no photograph is left to test 2 labels"),
+        {("a", None): 10, ("b", None): 5},
+        {("a", "Training"): 3, ("b", "Training"): 2, ("a", "Test"): 2},
     ],
 )
-def test_too_few_labels_or_photographs_are_one_line(spark, counts, words):
-    with pytest.raises(FruitsError, match=words) as caught:
-        splits.divide(frame(spark, counts))
-    assert "\n" not in str(caught.value)
+def test_photographs_without_a_label_are_in_neither_part_and_counted(spark, places):
+    nameless = {(None, split): 1 for split in ("Training", "Test", None)}
+    with_labels, _ = divided(spark, places)
+    parts, found = divided(spark, {**places, **nameless})
+    assert found[(None, None)] == 3
+    assert parts.left_out == {"without a label": 3}
+    assert (parts.fitted, parts.tested, parts.labels) == (
+        with_labels.fitted,
+        with_labels.tested,
+        with_labels.labels,
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({(None, None): 9}, "no photograph with scores has a label"),
+        ({("a", None): 9, (None, None): 1}, "with scores and a label are of one label"),
+        ({("a", "Training"): 9, ("b", "Test"): 9}, "of Training are of one label"),
+        ({("a", None): 1, ("b", None): 1}, "each of 2 labels has one photograph"),
+        (
+            {("a", "Training"): 1, ("b", "Training"): 1, ("c", "Test"): 1},
+            "no photograph of Test has a label of Training",
+        ),
+    ],
+)
+def test_where_nothing_can_be_judged_the_parts_say_so(spark, counts, words):
+    parts = splits.divide(frame(spark, counts))
+    assert words in parts.nothing
+    assert str(parts).startswith(f"nothing to classify: {parts.nothing}")
+
+
+def test_fewer_fitted_photographs_than_neighbours_all_vote_and_are_named(copy):
+    _, run = copy
+    parts = classify.divide(run, run.read_table("pca"), neighbors=25, seed=0)
+    assert parts.neighbors == 24
+    assert "\nneighbors=25 is more than are fitted: all 24 vote" in str(parts)
+    few = classify.divide(run, run.read_table("pca"), neighbors=5, seed=0)
+    assert few.neighbors == 5
+    assert "vote" not in str(few)
 
 
 @pytest.mark.parametrize(
@@ -297,20 +333,75 @@ def test_a_reduction_that_has_not_seen_test_is_not_warned_of(copy, spark):
     assert parts.warning == ""
 
 
+def test_what_01_counted_does_not_decide(spark, tmp_path):
+    """Two unlabelled photographs that are rejects, and one with scores."""
+    places = {("a", None): 6, ("b", None): 6, ("one", None): 1, (None, None): 1}
+    run = write_scored(spark, tmp_path / "run", places_of(places))
+    run.amend("load", images=17, labels=4, unlabelled=3)  # a label of rejects alone, too
+    result = classify_scores(run, neighbors=99)
+    assert not result.failed
+    rows = {row.path: row for row in run.read_table("labels").collect()}
+    assert len(rows) == 14
+    (nameless,) = (row for row in rows.values() if row.label is None)
+    assert nameless.predicted in ("a", "b", "one")
+    entry = manifest(tmp_path / "run")["classify"]
+    assert (entry["classes"], entry["fitted"], entry["tested"]) == (3, 9, 4)
+
+
+def test_nothing_to_classify_gives_the_folder_back(spark, tmp_path):
+    run = write_scored(spark, tmp_path / "run", [(label, None) for label in "abcdef"])
+    run = open_run(spark, run.uri, stage="classify")
+    assert classify.divide(run, run.read_table("pca"), 5, 0).nothing
+    open_run(spark, run.uri, stage="classify").lease.release()
+    assert "classify" not in run.manifest()
+
+
+CODE = """
+from pathlib import Path
+Path({mark!r}).touch()
+class Stage:
+    @classmethod
+    def read(cls): raise RuntimeError
+"""
+
+
+@pytest.mark.parametrize("part", ["metadata/part-00000", "metadata"])
+def test_a_strangers_class_is_refused_before_it_is_imported(copy, tmp_path, monkeypatch, part):
+    """PySpark imports the class that a Python pipeline names."""
+    folder, run = copy
+    mark = tmp_path / "imported"
+    (tmp_path / "strange_module.py").write_text(CODE.format(mark=str(mark)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    stage = {"class": "strange_module.Stage", "uid": "s", "paramMap": {}, "defaultParamMap": {}}
+    pipeline = {**stage, "class": "pyspark.ml.pipeline.PipelineModel"}
+    pipeline["paramMap"] = {"language": "Python", "stageUids": ["s"]}
+    shutil.rmtree(folder / "classifier")
+    for name, metadata in (("classifier", pipeline), ("classifier/stages/0_s", stage)):
+        (folder / name / part).parent.mkdir(parents=True)
+        (folder / name / part).write_text(json.dumps(metadata) + "\n")
+    with pytest.raises(FruitsError, match=r"/classifier names \S+, which is no stage"):
+        models.load_model(run, "classifier")
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
-    ("load", "neighbors", "words"),
+    "change",
     [
-        ({"unlabelled": 3, "images": 36}, 1, "3 of 36 photographs have no label"),
-        ({"labels": 1}, 1, "of 1 label, at least 2"),
-        ({"labels": 0}, 1, "of 0 label"),
-        ({}, 25, "neighbors=25 is more than the 24 photographs of Training"),
+        lambda entry: entry.update({"class": "org.example.Stage"}),
+        lambda entry: entry["paramMap"].update(stageUids=["x/../../../elsewhere"]),
+        lambda entry: entry.pop("class"),
     ],
 )
-def test_what_cannot_be_classified_is_one_line(copy, load, neighbors, words):
-    _, run = copy
-    run.amend("load", **load)
-    with pytest.raises(FruitsError, match=words):
-        classify.divide(run, run.read_table("pca"), neighbors, 0)
+def test_another_class_or_place_of_a_stage_is_refused(copy, change):
+    folder, run = copy
+    (file,) = (folder / "model/metadata").glob("part-*")
+    (folder / "model/metadata" / f".{file.name}.crc").unlink(missing_ok=True)
+    entry = json.loads(file.read_text())
+    change(entry)
+    file.write_text(json.dumps(entry))
+    with pytest.raises(FruitsError, match=r"/model names .*, which is no stage"):
+        models.load_model(run)
 
 
 # --- the checks ---------------------------------------------------------------------------------

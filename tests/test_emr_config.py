@@ -83,6 +83,13 @@ def test_executors_have_the_size_that_is_set():
     assert settings(COMMITTED)["spark-defaults", key] == "false"
 
 
+@pytest.mark.parametrize("classification", ["spark-defaults", "yarn-site"])
+def test_traffic_between_nodes_is_encrypted_on_both_sides(classification):
+    """Executors', and that of the shuffle service, which reads YARN's settings."""
+    for key in ("spark.authenticate", "spark.network.crypto.enabled"):
+        assert settings(COMMITTED)[classification, key] == "true"
+
+
 def test_the_stages_bucket_keeps_the_notebooks():
     assert loaded()["jupyter-s3-conf", "s3.persistence.bucket"] == "orchard"
 

@@ -114,6 +114,7 @@ def test_instance_profile_is_named_like_its_role(full):
 def test_security_configuration_asks_for_imdsv2_and_encryption(full):
     name = full.outputs["SecurityConfiguration"]
     made = boto3.client("emr").describe_security_configuration(Name=name)["SecurityConfiguration"]
+    (key,) = (found["KeyArn"] for found in boto3.client("kms").list_keys()["Keys"])
     assert ast.literal_eval(made) == {  # moto stores Python's text of it
         "InstanceMetadataServiceConfiguration": {
             "MinimumInstanceMetadataServiceVersion": 2,
@@ -123,10 +124,28 @@ def test_security_configuration_asks_for_imdsv2_and_encryption(full):
             "EnableInTransitEncryption": False,
             "EnableAtRestEncryption": True,
             "AtRestEncryptionConfiguration": {
-                "S3EncryptionConfiguration": {"EncryptionMode": "SSE-S3"}
+                "S3EncryptionConfiguration": {"EncryptionMode": "SSE-S3"},
+                "LocalDiskEncryptionConfiguration": {
+                    "EncryptionKeyProviderType": "AwsKms",
+                    "AwsKmsKey": key,
+                    "EnableEbsEncryption": True,
+                },
             },
         },
     }
+
+
+def test_the_disks_key_is_for_ec2_and_the_two_roles(full):
+    _, disks = full.properties["DiskKey"]["KeyPolicy"]["Statement"]
+    assert disks["Condition"] == {
+        "StringEquals": {"kms:CallerAccount": ACCOUNT},
+        "StringLike": {"kms:ViaService": "ec2.eu-west-1.amazonaws.com*"},
+    }
+    for role in ("ServiceRole", "NodeRole"):
+        (policy,) = full.properties[role]["Policies"]
+        (grant,) = (s for s in policy["PolicyDocument"]["Statement"] if s["Sid"] == "Disks")
+        assert grant["Resource"].split(":")[2] == "kms"
+        assert "*" not in grant["Resource"]
 
 
 def test_budget_mails_and_group_gets_the_policy(full):

@@ -1,11 +1,15 @@
 """Figures: what they show, and that it can be read for no, few and many labels."""
 
+import io
 from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.cbook import is_math_text
 from matplotlib.image import AxesImage
 from matplotlib.offsetbox import AnnotationBbox
@@ -128,8 +132,8 @@ def test_text_that_does_not_fit_keeps_both_ends():
     assert [len(line) <= 20 for line in short.split("\n")] == [True, True]
 
 
-def test_text_has_glyphs_only():
-    assert plots.text("Ac\u0327ai\u0301\n苹 \x07\udcff", 40) == "Açaí ? ??"
+def test_text_has_glyphs_only(fresh_fonts):
+    assert plots.text("Ac\u0327ai\u0301\n苹 \x07\udcff", 40) == r"Açaí ? \x07\udcff"
 
 
 @pytest.mark.parametrize(
@@ -301,3 +305,103 @@ def test_the_chosen_k_is_marked_and_close_ticks_have_room():
     assert "chosen: k = 72, 91.0%" in words(figure)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "32", "72"]
     assert axes.get_title(loc="left").endswith("5,000 photographs")
+
+
+# --- whatever a person's machine has ------------------------------------------------------------
+
+PERSONAL = {
+    "text.usetex": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["STIXGeneral"],
+    "font.size": 30,
+    "figure.dpi": 50,
+    "figure.facecolor": "black",
+    "savefig.bbox": "tight",
+    "savefig.dpi": 300,
+    "axes.unicode_minus": False,
+}
+
+
+@pytest.mark.parametrize("kind", ["grid", "counts", "scores", "matrix", "variance"])
+def test_a_persons_settings_change_nothing(kind):
+    """The settings are there while a figure is drawn, and while it is rendered."""
+
+    def pixels():
+        if kind == "variance":  # its ticks are percentages, which TeX writes in another way
+            ratios = np.full(10, 0.1)
+            chosen = {"raw": 3, "standardized": 4}
+            figure = plots.explained_variance(ratios, ratios, chosen, 0.5, 20)
+        else:
+            figure = drawn(12, kind)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        file.seek(0)
+        figure.canvas.draw()
+        return plt.imread(file), np.asarray(figure.canvas.buffer_rgba())
+
+    plain = pixels()
+    with plt.rc_context(PERSONAL):
+        personal = pixels()
+        assert plt.rcParams["text.usetex"]
+    for ours, theirs in zip(plain, personal, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture
+def fresh_fonts(monkeypatch):
+    """The fonts of matplotlib alone, looked at anew."""
+    caches = (plots.family_of, plots._installed, plots._say_unknown)
+    own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    for cached in caches:
+        cached.cache_clear()
+    yield font_manager.fontManager
+    for cached in caches:
+        cached.cache_clear()
+
+
+def write_font(file, name, characters):
+    """Write a font whose characters are squares."""
+    pen = TTGlyphPen(None)
+    for move, point in zip("mlll", [(0, 0), (0, 900), (900, 900), (900, 0)], strict=True):
+        {"m": pen.moveTo, "l": pen.lineTo}[move](point)
+    pen.closePath()
+    square = pen.glyph()
+    glyphs = [".notdef", *(f"g{ord(character)}" for character in characters)]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(glyphs)
+    font.setupCharacterMap({ord(character): f"g{ord(character)}" for character in characters})
+    font.setupGlyf(dict.fromkeys(glyphs, square))
+    font.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": name, "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(file)
+
+
+def test_names_are_drawn_in_an_installed_font_that_has_their_characters(
+    fresh_fonts, tmp_path, caplog
+):
+    write_font(tmp_path / "test.ttf", "Test Han", "苹果")
+    fresh_fonts.addfont(tmp_path / "test.ttf")
+    for figure in (plots.images_per_label(counts_of(["苹果", "pear"])), drawn(6, "scores")):
+        figure.canvas.draw()  # a missing glyph is a warning, so an error here
+        (name,) = {shown for shown in words(figure) if "苹" in shown}
+        assert name == "苹果"
+    assert plots.families("a 苹") == ["DejaVu Sans", "Test Han"]
+    assert not caplog.records
+
+
+def test_characters_that_no_font_has_are_named_once(fresh_fonts, caplog):
+    assert plots.text("苹果", 40) == "??"
+    assert plots.text("香蕉", 40) == "??"
+    (record,) = caplog.records
+    assert "install a font" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_wide_characters_take_the_room_of_two(fresh_fonts, tmp_path):
+    write_font(tmp_path / "test.ttf", "Test Han", "苹")
+    fresh_fonts.addfont(tmp_path / "test.ttf")
+    assert max(map(len, plots.text("苹" * 20, 10, 2).split("\n"))) == 5

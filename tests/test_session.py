@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -351,3 +352,14 @@ def test_on_a_cluster_a_notebook_refuses_a_path_without_a_scheme(spark, tmp_path
         assert open_run(spark).read_bytes("file") == b"x"
     finally:
         conf.unset("fs.defaultFS")
+
+
+def test_a_notebook_that_has_nothing_to_do_ends_without_an_error():
+    """papermill takes an error for success if it is a SystemExit whose text is empty."""
+    stopped = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True):
+        patch.setattr(session, "stop_session", stopped.append)
+        with pytest.raises(SystemExit) as ended:
+            session.end_notebook("spark")
+    assert str(ended.value) == ""
+    assert stopped == ["spark"]
