@@ -52,7 +52,8 @@ def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def drawn(*args, **kwargs) -> Figure:
         figure = _in_own_style(draw)(*args, **kwargs)
         set_fonts(figure)
-        figure.draw, figure.savefig = map(_in_own_style, (figure.draw, figure.savefig))
+        for name in ("draw", "get_tightbbox", "savefig"):
+            setattr(figure, name, _in_own_style(getattr(figure, name)))
         return figure
 
     return drawn
