@@ -13,7 +13,7 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from fruits_lib import pca, splits
+from fruits_lib import neighbors, pca, splits
 from fruits_lib.checks import Check, at_most, difference, reading
 from fruits_lib.models import load_model, regression_of
 from fruits_lib.regression import Regression
@@ -59,9 +59,13 @@ def check_classifier(run: Run, entry: dict | None = None) -> list[Check]:
     with reading(run, "labels", "06_classify"):
         labels = run.read_parquet("labels")
         found = _measure(run.read_parquet("pca"), labels, regression)
-        figures = _figures(labels, entry["seed"])
-    unlike = [np.inf if figures[n] != entry[n] else 0 for n in ("fitted", "tested")]
-    unlike += [figures[name] - entry[name] for name in ("accuracy", "macro_f1")]
+        figures = {"classes": len(stored.labels), **_figures(labels, entry["seed"])}
+    with reading(run, "pca", "04_pca"):
+        figures["knn_accuracy"] = _nearest(run, entry["seed"], entry["neighbors"])
+    unlike = [
+        figure - entry[name] if isinstance(figure, float) else _unequal(figure, entry.get(name))
+        for name, figure in figures.items()
+    ]
     return [
         at_most(PARAMETER_TOLERANCE, "classifier/ unlike model/", difference(*steps), _AGAIN),
         at_most(
@@ -74,6 +78,13 @@ def check_classifier(run: Run, entry: dict | None = None) -> list[Check]:
         at_most(PROBABILITY_TOLERANCE, "probabilities unlike softmax", found["error"], _AGAIN),
         at_most(PARAMETER_TOLERANCE, "accuracy or F1 unlike the manifest's", unlike, _AGAIN),
     ]
+
+
+def why_none(run: Run) -> str:
+    """Return why a run has no classifier to check."""
+    if run.exists("labels"):
+        return f"labels/ is there, but of an older result than the run's: {_AGAIN}"
+    return "06_classify has not run: there are no labels to check."
 
 
 _COUNTS = (
@@ -118,7 +129,7 @@ def _measure_batch(batch: pa.RecordBatch, regression: Regression) -> pa.RecordBa
 
 
 def _figures(labels: DataFrame, seed: int) -> dict:
-    """Return how many photographs were fitted and tested, and the figures of those tested."""
+    """Return which and how many photographs were fitted and tested, and the figures of those."""
     parts = splits.divide(labels, seed)
     pairs = parts.test.groupBy("label", "predicted").count().toPandas()
     table = pairs.pivot(index="label", columns="predicted", values="count").fillna(0)
@@ -127,8 +138,21 @@ def _figures(labels: DataFrame, seed: int) -> dict:
     f1 = 2 * right / (table.sum(axis=1) + table[table.index].sum())
     accuracy = right.sum() / max(parts.tested, 1)
     return {
+        "fitted_on": parts.fitted_on,
+        "tested_on": parts.tested_on,
         "fitted": parts.fitted,
         "tested": parts.tested,
         "accuracy": float(accuracy),
         "macro_f1": float(f1.mean()),
     }
+
+
+def _unequal(found, recorded) -> float:
+    return 0.0 if found == recorded else np.inf
+
+
+def _nearest(run: Run, seed: int, voters: int) -> float:
+    """Return the accuracy of nearest neighbours, of as many photographs as 06 holds."""
+    parts = splits.divide(run.read_parquet("pca"), seed)
+    fitted, tested = map(neighbors.to_driver, (parts.training, parts.test))
+    return neighbors.accuracy(fitted, tested, voters)

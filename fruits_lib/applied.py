@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from fruits_lib import pca
+from fruits_lib import batches, pca
 from fruits_lib.backbones import read_backbone
 from fruits_lib.checks import (
     SCORE_TOLERANCE,
@@ -22,7 +22,7 @@ from fruits_lib.checks import (
     none_of,
     rows_per_path,
 )
-from fruits_lib.origin import check_files, check_sample
+from fruits_lib.origin import check_batches, check_files, check_sample
 from fruits_lib.regression import Regression
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
@@ -35,7 +35,7 @@ _RULES = {  # on the number of rows of one path in each table
 }
 
 
-def check(known: Run, run: Run, network: str) -> list[Check]:
+def check(known: Run, run: Run, network: str, seed: int) -> list[Check]:
     """Check the photographs of a run, its rows, and what the model of another run made of them.
 
     With x a row of `features/`, its scores s and its label are::
@@ -51,6 +51,8 @@ def check(known: Run, run: Run, network: str) -> list[Check]:
         The run whose model was applied, and that of the new photographs.
     network : str
         The sha256 of the known run's network.
+    seed : int
+        Of the sample that is computed again.
     """
     backbone = read_backbone(run)
     names = ["index", "features", "rejects", "pca", *["labels"] * run.exists("labels")]
@@ -63,7 +65,8 @@ def check(known: Run, run: Run, network: str) -> list[Check]:
         classifier = Regression(**known.read_npz("classifier.npz"))
     return [
         *check_files(run, again=AGAIN),
-        *check_sample(run, backbone.content, backbone.spec.input_size, AGAIN),
+        check_batches(run, batches.digests(batches.read(run, "features")), AGAIN),
+        *check_sample(run, backbone.content, backbone.spec.input_size, seed, AGAIN),
         *_check_rows(tables),
         at_most(1, "sets of weights", len(weights), "give another folder for the results"),
         *_check_numbers(tables, model, classifier),

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from fruits_lib import applied
 from fruits_lib.checks import Verification
 from fruits_lib.errors import FruitsError
+from fruits_lib.origin import new_seed
 from fruits_lib.runs import Run, open_run, qualify, scratch_folder
 from fruits_lib.sample import stage_sample
 from fruits_lib.storage import check_apart
@@ -197,7 +198,8 @@ def write(known: Known, run: Run, scores: DataFrame, labels: DataFrame | None = 
         run.delete("labels")  # of a run that had a classifier when it was applied before
         if labels is not None:
             labels.write.mode("overwrite").parquet(run.path("labels"))
-        checks = applied.check(known.run, run, network=known.weights_sha256)
+        seed = new_seed()
+        checks = applied.check(known.run, run, known.weights_sha256, seed)
         same = _identity(known.run) == tuple(getattr(known, name) for name in _MODEL)
         checks.append(applied.unchanged(known.run, same))
         result = Applied(
@@ -216,6 +218,7 @@ def write(known: Known, run: Run, scores: DataFrame, labels: DataFrame | None = 
             labels=labels is not None,
             **({"labelled": result.labelled} if result.labelled else {}),
             **({"accuracy": result.accuracy} if result.labelled else {}),
+            sample_seed=seed,
             checks=[asdict(check) for check in checks],
         )
     return result

@@ -3,6 +3,9 @@
 Batch N is `features/batch_id=N`, written by Spark, then `rejects/batch_id=N/rejects.parquet`; it
 counts when both are complete. Nothing else records what is done, so whatever is killed when, and
 whatever is removed, the folders themselves say which images have a row.
+
+The second of them also keeps a digest of the features that were written, by which 05 tells whether
+a row has changed since: their number, and the sum of a hash of each, in any order.
 """
 
 import io
@@ -14,16 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
-from fruits_lib.runs import Run
+from fruits_lib.runs import Run, read_bytes
 from fruits_lib.session import settings
 from fruits_lib.udf import UNREADABLE
 
 IMAGE = ("path", "label", "split")
 REJECTS = pa.schema([(name, pa.string()) for name in (*IMAGE, "reason")])
 REJECTS_FILE = "rejects.parquet"
+NO_ROWS = "0 0"  # the digest of a batch of rejects alone
+_DIGEST = b"fruits.features"  # in the metadata of REJECTS_FILE
 
 
 def folder(table: str, batch_id: int) -> str:
@@ -60,31 +65,74 @@ def hashes(run: Run) -> dict[str, str]:
     return dict(map(tuple, rows))
 
 
-def write_features(run: Run, batch_id: int, rows: DataFrame) -> None:
-    """Write a batch's features; `write_rejects` must follow, which makes the batch complete."""
-    # Parquet's older lists, which all readers know, have no group around each number: Spark writes
-    # them in half the time. A dictionary of features, which hardly repeat, would be thrown away.
-    with settings(run.spark, {"spark.sql.parquet.writeLegacyFormat": "true"}):
+def digest() -> Column:
+    """Return the digest of rows of `features/`, an aggregate."""
+    # A sum of decimals does not overflow.
+    of_row = F.xxhash64("path", "content_sha256", "features").cast("decimal(20, 0)")
+    figures = F.count("*"), F.ifnull(F.sum(of_row), F.lit(0))
+    return F.concat_ws(" ", *(figure.cast("string") for figure in figures))
+
+
+def digests(features: DataFrame) -> dict[int, str]:
+    """Return the digest of every batch that has rows of `features/`; see `read`."""
+    return dict(map(tuple, features.groupBy("batch_id").agg(digest()).collect()))
+
+
+def written(run: Run) -> dict[int, str | None]:
+    """Return the digest of every batch as it was written; None for one of an older version."""
+    return {batch_id: _written(run, batch_id) for batch_id in complete(run)}
+
+
+def _written(run: Run, batch_id: int) -> str | None:
+    content = read_bytes(run.spark, run.path(f"{folder('rejects', batch_id)}/{REJECTS_FILE}"))
+    try:
+        found = (pq.read_schema(io.BytesIO(content)).metadata or {}).get(_DIGEST)
+    except pa.ArrowException:  # damaged: `keep` replaces it
+        return None
+    return found and found.decode()
+
+
+def write_features(run: Run, batch_id: int, rows: DataFrame) -> str:
+    """Write a batch's features and return their digest, which is for `write_rejects`.
+
+    That must follow: it makes the batch complete.
+    """
+    # Observed by the tasks that write, behind the last shuffle: Spark counts each of them once,
+    # however often it is repeated.
+    observed = Observation(f"batch {batch_id} written")
+    options = {
+        # Parquet's older lists, which all readers know, have no group around each number: Spark
+        # writes them in half the time.
+        "spark.sql.parquet.writeLegacyFormat": "true",
+        # Adaptive execution drops what observes a batch from the plan if it has no row.
+        "spark.sql.adaptive.enabled": "false",
+    }
+    with settings(run.spark, options):
         (
-            rows.write.mode("overwrite")
+            rows.observe(observed, digest().alias("digest"))
+            .write.mode("overwrite")
+            # A dictionary of features, which hardly repeat, would be thrown away.
             .option("parquet.enable.dictionary#features.array", "false")
             .parquet(run.path(folder("features", batch_id)))
         )
+    return observed.get["digest"]
 
 
-def write_rejects(run: Run, batch_id: int, rejects: list[dict]) -> None:
-    """Write a batch's rejects: path, label, split, reason."""
+def write_rejects(run: Run, batch_id: int, rejects: list[dict], digest: str) -> None:
+    """Write a batch's rejects: path, label, split, reason; and the digest of its features."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rejects, schema=REJECTS), buffer)
+    schema = REJECTS.with_metadata({_DIGEST: digest})
+    pq.write_table(pa.Table.from_pylist(rejects, schema=schema), buffer)
     run.write_bytes(f"{folder('rejects', batch_id)}/{REJECTS_FILE}", buffer.getvalue())
 
 
 def keep(run: Run, images: Iterable[tuple], sound: str = "true") -> set[str]:
     """Keep one sound row of each image in `features/` and `rejects/`, and return their paths.
 
-    Batches that hold other rows, several rows of one path or damaged files are replaced by one new
-    batch of their good rows. A kill at any point leaves at most several rows of one path, which
-    the next call removes. A photograph that could not be read is not done: it loses its row.
+    Batches that hold other rows, several rows of one path or damaged files, and those without a
+    digest, are replaced by one new batch of their good rows. A kill at any point leaves at most
+    several rows of one path, which the next call removes. A photograph that could not be read is
+    not done: it loses its row.
 
     Parameters
     ----------
@@ -104,7 +152,7 @@ def keep(run: Run, images: Iterable[tuple], sound: str = "true") -> set[str]:
             read(run, table).select(*IMAGE, "batch_id", F.lit(table).alias("table"), good)
             for table, good in (("features", F.expr(sound)), ("rejects", ~unread))
         ]
-        bad = _damaged(run, ids)
+        bad = _damaged(run, ids) | {n for n in ids if not _written(run, n)}
         for *image, batch_id, table, good in reduce(DataFrame.union, tables).collect():
             if good and tuple(image) in wanted and image[0] not in kept:
                 kept[image[0]] = batch_id, table
@@ -140,9 +188,11 @@ def _replace(run: Run, bad: set[int], kept: dict, batch_id: int) -> None:
         rows = [(path, n) for path, (n, where) in kept.items() if n in bad and where == table]
         wanted = run.spark.createDataFrame(rows, "path string, batch_id int")
         found = read(run, table).join(wanted, ["path", "batch_id"], "left_semi")
-        tables[table] = found.dropDuplicates(["path"]).drop("batch_id")
-    write_features(run, batch_id, tables["features"])
-    write_rejects(run, batch_id, [row.asDict() for row in tables["rejects"].collect()])
+        # As many tasks, and files, as cores: without adaptive execution nothing else merges them.
+        cores = run.spark.sparkContext.defaultParallelism
+        tables[table] = found.dropDuplicates(["path"]).drop("batch_id").coalesce(cores)
+    rejects = [row.asDict() for row in tables["rejects"].collect()]
+    write_rejects(run, batch_id, rejects, write_features(run, batch_id, tables["features"]))
     for old in bad:
         run.delete(folder("features", old))
         run.delete(folder("rejects", old))

@@ -81,12 +81,14 @@ def none_of(name: str, found: list[str], remedy: str) -> Check:
 def difference(first: dict, second: dict) -> float:
     """Return the largest difference of arrays of the same name, as a share of the largest value.
 
-    It is infinite if two of them differ in shape.
+    It is infinite if two of them differ in shape, or the second is not there, and NaN if there is
+    one.
     """
-    pairs = [[np.asarray(d[name], float) for d in (first, second)] for name in first]
+    pairs = [[np.asarray(d.get(name), float) for d in (first, second)] for name in first]
     if any(a.shape != b.shape for a, b in pairs):
         return np.inf
-    return max(np.abs(a - b).max() / (np.abs(a).max() or 1) for a, b in pairs)
+    # Not by Python's max, which passes over NaN.
+    return np.max([np.abs(a - b).max() / (np.abs(a).max() or 1) for a, b in pairs])
 
 
 def rows_per_path(tables: dict[str, DataFrame]) -> DataFrame:

@@ -14,8 +14,9 @@ from fruits_lib import answers, splits, text
 from fruits_lib.checks import Verification
 from fruits_lib.errors import FruitsError
 from fruits_lib.models import regression_of, save_model
+from fruits_lib.neighbors import Photographs, accuracy
+from fruits_lib.neighbors import to_driver as to_driver  # for the notebook
 from fruits_lib.runs import Run
-from fruits_lib.session import settings
 from fruits_lib.splits import Parts
 
 _EXAMPLE = ["path", "label", "predicted", "probability"]
@@ -43,15 +44,6 @@ class Figures:
             best = self.labels["F1"].iloc[shown]
             return f"{table}\n... and {rest:,} labels with an F1 of at least {best:.3f}"
         return table
-
-
-@dataclass(frozen=True, eq=False)
-class Photographs:
-    """Photographs on the driver."""
-
-    paths: np.ndarray  # (n,)
-    labels: np.ndarray  # (n,)
-    scores: np.ndarray  # float32 (n, k)
 
 
 def check_classify(neighbors: int = 5) -> None:
@@ -94,16 +86,6 @@ def to_labels(predictions: DataFrame) -> DataFrame:
     return predictions.select("path", "label", "split", "predicted", probability, *part)
 
 
-def to_driver(table: DataFrame, images: int | None = None) -> Photographs:
-    """Return path, label and pca of a table; of `images` that a hash of the path selects."""
-    table = table.select("path", "label", "pca").orderBy(F.hash("path"), "path")
-    arrow = {"spark.sql.execution.arrow.pyspark.enabled": "true"}  # no Python object per number
-    with settings(table.sparkSession, arrow):
-        rows = (table.limit(images) if images else table).toPandas()
-    labels, paths = (rows[name].to_numpy(dtype=object) for name in ("label", "path"))
-    return Photographs(paths, labels, np.stack(rows["pca"]))
-
-
 def judge(labels: Sequence[str], predicted: Sequence[str]) -> Figures:
     """Compare predicted labels with the true ones.
 
@@ -126,14 +108,10 @@ def judge(labels: Sequence[str], predicted: Sequence[str]) -> Figures:
 
 def accuracy_by_k(fitted: Photographs, tested: Photographs, neighbors: int) -> pd.Series:
     """Return the accuracy of nearest neighbours by the first 1, 2, 4, ... and all k scores."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    k = fitted.scores.shape[1]
-    voters = KNeighborsClassifier(neighbors, algorithm="brute")
-    accuracies = {}
+    k, accuracies = fitted.scores.shape[1], {}
     for j in (*(2**power for power in range(k.bit_length()) if 2**power < k), k):
-        of_first = voters.fit(fitted.scores[:, :j], fitted.labels)
-        accuracies[j] = of_first.score(tested.scores[:, :j], tested.labels)
+        parts = (replace(part, scores=part.scores[:, :j]) for part in (fitted, tested))
+        accuracies[j] = accuracy(*parts, neighbors)
     return pd.Series(accuracies, name="accuracy")
 
 

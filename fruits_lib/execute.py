@@ -17,7 +17,7 @@ from fruits_lib.lease import take
 from fruits_lib.networks import KERAS_WEIGHTS, BackboneSpec, check_backbone
 from fruits_lib.runs import read_manifest
 from fruits_lib.splits import why_nothing
-from fruits_lib.stages import STAGES, check_unfinished, check_version, recorded, verified
+from fruits_lib.stages import STAGES, check_unfinished, recorded, verified
 from fruits_lib.storage import (
     PLACES,
     PapermillHandler,
@@ -54,7 +54,6 @@ def run_notebooks(
     _require({name: values.get(name) for name in ("data", "run_dir") if name in used})
     preflight(**{name: values.get(name, "") for name in used & set(PLACES)})
     manifest = read_manifest(values["run_dir"])
-    check_version(manifest)
     if not values.get("overwrite"):
         chosen = _unfinished(chosen, manifest, values["run_dir"])
         idle = _idle(given, chosen, known)
@@ -80,7 +79,6 @@ def apply_notebook(given: dict) -> None:
     _require({name: given.get(name) for name in ("run_dir", "data", "to")})
     values = parameters.check_given([path], given)
     known = read_manifest(values["run_dir"])
-    check_version(known)
     recorded(known, values["run_dir"], "pca")
     preflight(**{name: values[name] for name in ("data", "run_dir", "to")})
     check_results(read_manifest(values["to"]), values["to"])

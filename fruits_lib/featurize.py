@@ -145,6 +145,7 @@ def write(
             accept_truncated=truncated == "accept",
             width=network.width,
             **rows,
+            digests=batches.written(run),
             computed=computed,
             seconds=round(time.monotonic() - started, 1),  # without the export of the backbone
         )
@@ -227,10 +228,10 @@ def _write_batch(run: Run, batch_id: int, batch: DataFrame, sha256: str, parts: 
         F.to_json(F.collect_list(rejected)).alias("rejects"),
     )
     rows = counted.filter("reason is null").withColumn("weights_sha256", F.lit(sha256))
-    batches.write_features(run, batch_id, rows.drop("reason").repartition(parts, "path"))
+    digest = batches.write_features(run, batch_id, rows.drop("reason").repartition(parts, "path"))
     # Spark observes a task again that it repeats after an executor is lost.
     rejects = {reject["path"]: reject for reject in json.loads(observed.get["rejects"])}
-    batches.write_rejects(run, batch_id, list(rejects.values()))
+    batches.write_rejects(run, batch_id, list(rejects.values()), digest)
     return observed.get["images"]
 
 

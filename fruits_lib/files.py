@@ -187,6 +187,13 @@ def above_labels(paths: Iterable[str]) -> set[str]:
     return {"/".join(above) for *above, name in filter(None, folders) if name.lower() not in SPLITS}
 
 
+def normalised(labelled: Iterable[tuple[str, str | None]]) -> int:
+    """Return how many labels, of paths, are written in another Unicode form than NFC."""
+    pairs = [(path, label) for path, label in labelled if label is not None]
+    folders = {next(filter(None, reversed(path.split("/")[:-1]))) for path, _ in pairs}
+    return len(folders - {label for _, label in pairs})
+
+
 @dataclass(frozen=True)
 class Difference:
     """Paths in which two listings of one folder differ, by name."""

@@ -113,17 +113,11 @@ def write_index(run: Run, listing: Listing, overwrite: bool = False) -> Index:
             labels=len(labels),
             set_aside=files.by_reason(listing.set_aside),
             unlabelled=sum(label is None for _, label, *_ in listing.images),
-            normalised=len(_folders(listing) - labels),
+            normalised=files.normalised((path, label) for path, label, *_ in listing.images),
             dropped=len(lost),
         )
         entry.update(data=run.data, exclude=listing.exclude, **vars(index))
     return index
-
-
-def _folders(listing: Listing) -> set[str]:
-    """Return the names of the label folders as they are written."""
-    labelled = (path for path, label, *_ in listing.images if label is not None)
-    return {next(filter(None, reversed(path.split("/")[:-1]))) for path in labelled}
 
 
 def _stale(run: Run, listing: Listing, hashes: dict[str, str]) -> set[str]:

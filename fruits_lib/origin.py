@@ -1,5 +1,6 @@
 """05: checks of a run against its photographs, which are listed, read and computed again."""
 
+import secrets
 from functools import reduce
 
 import numpy as np
@@ -7,12 +8,12 @@ from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from fruits_lib import batches, files, udf
-from fruits_lib.checks import Check, at_most, none_of
+from fruits_lib.backbones import Backbone, check_litert
+from fruits_lib.checks import Check, at_most, none_of, reading
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import Run
 
-SAMPLE = 128  # photographs that are computed again, and at least one of each label
-SEED = 0  # of the sample
+SAMPLE = 128  # photographs that are computed again; more, if labels are more: one of each
 MOST_REJECTS = 1000  # that are decoded again
 # Features of one photograph on two kinds of processor differ by 3e-5; those of another by 0.1.
 FEATURE_TOLERANCE = 1e-3
@@ -88,6 +89,7 @@ def _wrong_counts(
         "load": {
             "images": len(index),
             "labels": len({*labels} - {None}),
+            "normalised": files.normalised(row[:2] for row in listing.images),
             "unlabelled": labels.count(None),
             "files": len(index) + len(set_aside),
             "set_aside": files.by_reason(set_aside),
@@ -108,8 +110,70 @@ def _wrong_counts(
     ]
 
 
+def check_batches(
+    run: Run, digests: dict[int, str], then: str = "run from 02_featurize on"
+) -> Check:
+    """Check that every row of `features/` is as 02 wrote it, by the digest of its batch.
+
+    Parameters
+    ----------
+    run : Run
+    digests : dict
+        What `batches.digests` finds in `features/`.
+    then : str
+        As in `check_sample`.
+
+    Raises
+    ------
+    FruitsError
+        If 02 recorded none.
+    """
+    recorded = run.require("featurize").get("digests")
+    if recorded is None:
+        raise FruitsError(
+            f"{run.uri} was written by an older version, without digests of its features: "
+            "run 02_featurize again with overwrite=True, then the others; the features stay"
+        )
+    found = {str(batch_id): digest for batch_id, digest in digests.items()}
+    differing = [
+        f"batch_id={batch_id}"
+        for batch_id in sorted({*recorded, *found}, key=lambda name: (len(name), name))
+        if found.get(batch_id, batches.NO_ROWS) != recorded.get(batch_id)
+    ]
+    remedy = f"remove {', '.join(differing)} of features/ and of rejects/, then {then}"
+    return none_of("batches unlike what 02_featurize wrote", differing, remedy)
+
+
+def check_backbone(run: Run, described: dict, network: Backbone) -> Check:
+    """Check that `backbone.json`, the manifest and the LiteRT file say the same of the network.
+
+    Parameters
+    ----------
+    run : Run
+    described : dict
+        The content of `backbone.json`.
+    network : Backbone
+        What it describes.
+    """
+    recorded = run.require("featurize")
+    wrong = [
+        f"{name} is {described[name]!r} in backbone.json, {recorded[name]!r} in the manifest"
+        for name in (*vars(network.spec), "width")
+        if described[name] != recorded[name]
+    ]
+    with reading(run, "backbone", "02_featurize"):
+        if (width := check_litert(network.content, network.spec)) != network.width:
+            wrong.append(f"the network gives {width} features, not {network.width}")
+    return none_of("backbone unlike backbone.json or manifest", wrong, "give another run_dir")
+
+
+def new_seed() -> int:
+    """Return a seed for `check_sample`: another sample of photographs in each run."""
+    return secrets.randbits(31)
+
+
 def check_sample(
-    run: Run, content: bytes, size: int, then: str = "run from 02_featurize on"
+    run: Run, content: bytes, size: int, seed: int, then: str = "run from 02_featurize on"
 ) -> list[Check]:
     """Compute photographs of a random sample again, and decode the rejects again.
 
@@ -120,12 +184,15 @@ def check_sample(
         The run's LiteRT file.
     size : int
         Side of its input in pixels.
+    seed : int
+        Of the sample.
     then : str
         What to do about a failure, when features/ and rejects/ are removed.
     """
     entry = run.require("featurize")
-    stored = {row.path: row for row in _sample(run).collect()}
-    rejects = run.read_table("rejects").orderBy(F.xxhash64("path")).limit(MOST_REJECTS)
+    stored = {row.path: row for row in _sample(run, seed).collect()}
+    order = F.xxhash64(F.lit(seed), "path")
+    rejects = run.read_table("rejects").orderBy(order).limit(MOST_REJECTS)
     reasons = {row.path: row.reason for row in rejects.collect()}
     index = run.read_table("index").select("path", "label", "split", "length")
     rows = index.filter(F.col("path").isin([*stored, *reasons])).collect()
@@ -158,13 +225,18 @@ def check_sample(
     ]
 
 
-def _sample(run: Run) -> DataFrame:
-    """Return rows of features/: the first by a seeded hash, of all and of each label."""
-    features = run.read_table("features").withColumn("order", F.xxhash64(F.lit(SEED), "path"))
-    first = features.select("path", "order").orderBy("order").limit(SAMPLE).select("path")
+def _sample(run: Run, seed: int) -> DataFrame:
+    """Return rows of features/: the first of each label by a seeded hash, then the first of all.
+
+    Their number is the same for every seed.
+    """
+    features = run.read_table("features").withColumn("order", F.xxhash64(F.lit(seed), "path"))
     of_labels = features.groupBy("label").agg(F.min_by("path", "order").alias("path"))
-    chosen = first.union(of_labels.select("path")).distinct()
-    return features.join(chosen, "path").select("path", "features", "content_sha256")
+    paths = [row.path for row in of_labels.collect()]
+    others = features.filter(~F.col("path").isin(paths)).select("path", "order").orderBy("order")
+    paths += [row.path for row in others.limit(max(SAMPLE - len(paths), 0)).collect()]
+    rows = features.filter(F.col("path").isin(paths))
+    return rows.select("path", "features", "content_sha256")
 
 
 def _distance(found: list[float] | None, stored: list[float] | None) -> float:

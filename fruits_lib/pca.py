@@ -5,7 +5,7 @@ a d x d matrix on the driver: one fit gives the whole spectrum, raw and standard
 chosen. The fitted model is a stock Spark ML ``PipelineModel``, which loads without this project.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -306,5 +306,15 @@ def components_of(model: PipelineModel) -> Components:
 
 
 def from_npz(kind, values: dict):
-    """Return a `Spectrum`, `Choice` or `Components` from the values of an archive (`read_npz`)."""
-    return kind(**{field.name: values.get(field.name) for field in fields(kind)})
+    """Return a `Spectrum`, `Choice` or `Components` from the values of an archive (`read_npz`).
+
+    Raises FruitsError if one is missing or of another kind.
+    """
+    found = {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    for field in fields(kind):
+        if field.default is MISSING and not isinstance(found.get(field.name), field.type):
+            raise FruitsError(
+                f"{field.name} is missing in what 03_pick_k or 04_pca wrote, or damaged: run both "
+                "again"
+            )
+    return kind(**found)

@@ -136,7 +136,7 @@ def _facts(manifest: dict) -> dict[str, str]:
     if created := manifest.get("created"):
         finished = [step["finished"] for step in _entries(manifest).values()]
         facts["date"] = " to ".join(map(_time, [created, *sorted(finished)[-1:]]))
-        facts["run folder"] = manifest["run"]
+        facts["run folder"] = manifest.get("run", "")
     if environment := manifest.get("environment"):
         commit = environment["git_commit"]
         facts["code"] = f"fruits_lib {environment['fruits_lib']}, " + (

@@ -12,7 +12,7 @@ from fruits_lib import storage
 from fruits_lib.errors import FruitsError
 from fruits_lib.networks import BackboneSpec
 from fruits_lib.runs import load_npz, read_manifest
-from fruits_lib.stages import STAGES, WRITTEN_BY, check_version, recorded
+from fruits_lib.stages import STAGES, WRITTEN_BY, recorded
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,6 @@ def open_results(run_dir: str) -> Results:
         ) from None
     if not manifest:
         raise FruitsError(f"run_dir={run_dir} holds no run: give the folder that a run wrote")
-    check_version(manifest)
     return Results(uri, manifest)
 
 

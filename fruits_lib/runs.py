@@ -19,13 +19,13 @@ import numpy as np
 from fruits_lib import storage
 from fruits_lib.environment import environment
 from fruits_lib.errors import FruitsError, spark_errors
+from fruits_lib.keys import check_manifest
 from fruits_lib.lease import Lease, take
 from fruits_lib.stages import (
     STAGES,
     TABLES,
     WRITTEN_BY,
     check_unfinished,
-    check_version,
     needed,
     recorded,
 )
@@ -303,7 +303,6 @@ def open_run(
     run = Run(spark, uri, lease=take(uri, spark) if stage else Lease(), stage=stage)
     try:
         manifest = run.manifest()
-        check_version(manifest)
         if run_dir and not overwrite:
             check_unfinished(manifest, run_dir, [stage])
         if not data:
@@ -336,12 +335,13 @@ def read_manifest(run_dir: str) -> dict:
 
 def _parsed(manifest: bytes, uri: str) -> dict:
     try:
-        return json.loads(manifest)
+        found = json.loads(manifest)
     except ValueError:
         raise FruitsError(
             f"{uri}/manifest.json is not JSON: remove it and run from 01_load on; features that "
             "are sound stay"
         ) from None
+    return check_manifest(found, uri)
 
 
 def scratch_folder(spark: SparkSession) -> str:

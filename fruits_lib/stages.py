@@ -63,15 +63,6 @@ def recorded(manifest: dict, run_dir: str, stage: str) -> dict:
     return entry
 
 
-def check_version(manifest: dict) -> None:
-    """Raise FruitsError if a run was written by a version that stored other tables."""
-    if "load" in manifest and "files" not in manifest["load"]:
-        raise FruitsError(
-            f"{manifest.get('run')} was written by an older version of fruits_lib, with tables "
-            "that this one cannot read: give another run_dir"
-        )
-
-
 def check_unfinished(manifest: dict, run_dir: str, stages: Iterable[str]) -> None:
     """Raise FruitsError if all checks of a run have passed and a stage would replace a result."""
     if manifest.keys() & set(stages) - {"verify"} and verified(manifest):

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from fruits_lib import pca, scores_csv
+from fruits_lib import batches, moments, pca, scores_csv
+from fruits_lib.backbones import Backbone
 from fruits_lib.checks import (
     SCORE_TOLERANCE,
     SMALLEST_VARIANCE,
@@ -32,13 +33,15 @@ from fruits_lib.checks import (
 from fruits_lib.errors import FruitsError
 from fruits_lib.models import load_model
 from fruits_lib.networks import BackboneSpec
-from fruits_lib.origin import check_files, check_sample
+from fruits_lib.origin import check_backbone, check_batches, check_files, check_sample, new_seed
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.stages import STAGES, TABLES, WRITTEN_BY, needed
 
 ORTHONORMAL_TOLERANCE = 1e-8  # eigenvectors in float64 are within 1e-13
+SPECTRUM_TOLERANCE = 1e-9  # of the largest; partitions are merged in another order each time
 MODEL_TOLERANCE = 1e-12  # the same float64 numbers; Spark keeps eigenvalues as shares of their sum
+_SPECTRA = ("raw", "standardized")
 _AGAIN = "run 03_pick_k and 04_pca again"
 _ROWS = (
     "run 02_featurize again, it computes only what is missing or damaged, then 03_pick_k and 04_pca"
@@ -54,6 +57,7 @@ _BAD_ROWS = {  # photographs and rows that a run must not have, and what to do a
     "features without scores, or scores without": "run 04_pca again",
     "score rows of another width or not finite": "run 04_pca again",
 }
+_CSV = "rows of pca_csv/ unlike pca/"
 _ONE_ROW = "indexed = 1 and kept + rejected = 1"
 _RULES = {  # on the number of rows of one path in index/, features/, rejects/ and pca/
     "photographs without a row": "indexed > 0 and kept + rejected = 0",
@@ -73,13 +77,16 @@ class Results:
 
     run: Run
     counts: dict[str, Row]  # values that are not null, by table and column; see `_in_features`
+    digests: dict[int, str]  # of the rows of features/, by batch
+    seed: int  # of the sample that is computed again
     weights: set[str]  # sha256 of the backbone, as recorded, of the file and of every row
-    content: bytes  # the backbone's LiteRT file
-    size: int  # side of its input in pixels
+    described: dict  # backbone.json
+    network: Backbone
     spectrum: pca.Spectrum
     choice: pca.Choice
+    components: dict  # components.npz
     model: pca.Components  # from model/
-    npz: pca.Components  # from model.npz
+    npz: dict  # model.npz
 
     @cached_property
     def measured(self) -> dict:
@@ -90,17 +97,35 @@ class Results:
         paths = rows_per_path(tables).cache()  # asked twice, of four tables
         rules = (F.expr(f"count_if({rule})").alias(name) for name, rule in _RULES.items())
         matched = paths.filter(f"{_ONE_ROW} and kept = 1 and scored = 1").select("path", "scored")
-        fit_split = self.spectrum.fit_split
-        fitted = F.col("split").eqNullSafe(fit_split) if fit_split else F.lit(True)
-        features = features.withColumn("fitted", fitted)
+        features = features.withColumn("fitted", self.fitted)
         found = _measure(features, scores.join(matched, "path"), self.model)
         found |= paths.agg(*rules).first().asDict()
         paths.unpersist()
         return found
 
+    @property
+    def fitted(self) -> Column:
+        """Whether the model is fitted on a row of features/."""
+        return _of_split(self.spectrum.fit_split)
+
     @cached_property
     def row_checks(self) -> list[Check]:
         return [at_most(0, name, self.measured[name], remedy) for name, remedy in _BAD_ROWS.items()]
+
+    @cached_property
+    def again(self) -> pca.Spectrum:
+        """The spectrum of the fitted features, computed again."""
+        return pca.spectrum(moments.compute(self.run.read_table("features").filter(self.fitted)))
+
+    @property
+    def varying(self) -> int:
+        """How many features vary."""
+        return int(np.count_nonzero(self.measured["high"] > self.measured["low"]))
+
+    @property
+    def valid(self) -> bool:
+        """Whether statistics of all rows can be judged."""
+        return self.varying > 0 and all(check.passed for check in self.row_checks)
 
 
 def read_results(run: Run) -> Results:
@@ -109,85 +134,153 @@ def read_results(run: Run) -> Results:
     Spark keeps the tables, which several checks ask, until `record`. Raises FruitsError if a part
     is missing, cannot be read, or has another width than the others.
     """
-    counts, more = {}, {"features": _in_features(run)}
+    counts, digests, more = {}, {}, {"features": _in_features(run)}
     run.spark.catalog.clearCache()  # of what an earlier call kept: the files may have changed
     for name in (name for name in TABLES if WRITTEN_BY[name] in needed("verify")):
         with reading(run, name, STAGES[WRITTEN_BY[name]]):
             table = run.read_table(name).persist()  # every column of every file
             asked = [F.count(c).alias(c) for c in table.columns]
+            if name == "features":
+                digests = batches.digests(table)
             counts[name] = table.agg(*asked, *more.get(name, [])).first()
+    return Results(run, counts, digests, new_seed(), **read_files(run, counts["features"].weights))
+
+
+def read_files(run: Run, weights: Sequence[str] = ()) -> dict:
+    """Return the small files of a run, as `Results` names them.
+
+    `weights` are those of the rows of `features/`. Raises FruitsError as `read_results` does.
+    """
     recorded = run.require("featurize")
     with reading(run, "backbone/backbone.json", "02_featurize"):
-        entry = json.loads(run.read_bytes("backbone/backbone.json"))
-        spec = BackboneSpec.of(entry)
+        described = json.loads(run.read_bytes("backbone/backbone.json"))
+        spec = BackboneSpec.of(described)
         content = run.read_bytes(f"backbone/{spec.name}.tflite")
-        weights = {recorded["weights_sha256"], entry["sha256"], hashlib.sha256(content).hexdigest()}
-        weights |= set(counts["features"].weights)
+        network = Backbone(spec, described["width"], described["sha256"], content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        weights = {recorded["weights_sha256"], network.sha256, sha256, *weights}
     with reading(run, "spectrum/spectrum.npz", "03_pick_k"):
         values = run.read_npz("spectrum/spectrum.npz")
         spectrum, choice = pca.from_npz(pca.Spectrum, values), pca.from_npz(pca.Choice, values)
+    with reading(run, "spectrum/components.npz", "03_pick_k"):
+        components = run.read_npz("spectrum/components.npz")
     with reading(run, "model", "04_pca"):
         model = pca.components_of(load_model(run))
     with reading(run, "model.npz", "04_pca"):
-        npz = pca.from_npz(pca.Components, run.read_npz("model.npz"))
+        npz = run.read_npz("model.npz")
     widths = recorded["width"], len(spectrum.mean), len(model.mean)
     if len(set(widths)) > 1:
         raise FruitsError(f"widths {widths} of features/, spectrum/, model/ differ: {_AGAIN}")
-    return Results(run, counts, weights, content, spec.input_size, spectrum, choice, model, npz)
+    return {
+        "weights": weights,
+        "described": described,
+        "network": network,
+        "spectrum": spectrum,
+        "choice": choice,
+        "components": components,
+        "model": model,
+        "npz": npz,
+    }
 
 
 def _in_features(run: Run) -> list[Column]:
     """What else to ask of `features/` in the pass that counts its values."""
     fit_split = run.require("pick_k").get("fit_split")
-    fitted = F.col("split").eqNullSafe(fit_split) if fit_split else F.lit(True)
     return [
         F.collect_set(F.ifnull("weights_sha256", F.lit("none"))).alias("weights"),
         F.count_if("truncated").alias("cut_off"),
-        F.count_if(fitted).alias("fitted"),
+        F.count_if(_of_split(fit_split)).alias("fitted"),
     ]
 
 
+def _of_split(split: str | None) -> Column:
+    return F.col("split").eqNullSafe(split) if split else F.lit(True)
+
+
 def check_photographs(results: Results) -> list[Check]:
-    """Check that every file is accounted for, and compute a sample of photographs again."""
-    sample = check_sample(results.run, results.content, results.size)
-    return [*check_files(results.run, results.counts), *sample]
+    """Check that every file is accounted for, and that features are what 02 computed of them.
+
+    The digests are of every row; a sample of photographs is computed again.
+    """
+    run, network = results.run, results.network
+    return [
+        *check_files(run, results.counts),
+        check_batches(run, results.digests),
+        check_backbone(run, results.described, network),
+        *check_sample(run, network.content, network.spec.input_size, results.seed),
+    ]
 
 
 def check_rows(results: Results) -> list[Check]:
     """Check that every image has one valid row, and that all rows are of one set of weights.
 
-    `pca_csv/`, if there is one, must hold the rows of `pca/`.
+    `pca_csv/` must hold the rows of `pca/`, and be there if it was asked for alone.
     """
     remedy = "features/ or backbone/ is another run's, give another run_dir"
     checks = [*results.row_checks, at_most(1, "sets of weights", len(results.weights), remedy)]
     if results.run.require("pca").get("csv"):
         with reading(results.run, scores_csv.FOLDER, "04_pca"):
             differing = scores_csv.differing(results.run, results.model.k)
-        checks.append(at_most(0, "rows of pca_csv/ unlike pca/", differing, "run 04_pca again"))
+        checks.append(at_most(0, _CSV, differing, "run 04_pca again"))
+    elif results.run.exists(scores_csv.FOLDER):
+        found = [f"{scores_csv.FOLDER}/ is of another result than pca/"]
+        checks.append(none_of(_CSV, found, "run 04_pca again"))
     return checks
 
 
 def check_model(results: Results) -> list[Check]:
-    """Check k, that `model/` and `model.npz` agree, and that ``C C^T = I`` for components C.
+    """Check k, that the files of the model agree, and that ``C C^T = I`` for components C.
 
-    The eigenvalues must sum to the total variance: that of all columns, or their number if they
-    are standardized.
+    Moments and eigenvalues must be those that the fitted features give when they are computed
+    again. They are judged only if all rows are valid.
     """
-    model, npz = results.model, results.npz
-    errors = difference(vars(model), vars(npz))
+    model, valid = results.model, results.valid
+    derived = {name: getattr(model, name) for name in ("scale", "explained_variance_ratio")}
     k, chosen = model.k, results.choice.k
     deviation = model.components @ model.components.T - np.eye(k)
-    spectrum = results.spectrum
-    of_columns = np.square(spectrum.std).sum(), np.count_nonzero(spectrum.std)
-    of_spectrum = spectrum.raw.sum(), spectrum.standardized.sum()
-    total = [found / (of or 1) - 1 for found, of in zip(of_spectrum, of_columns, strict=True)]
+    ends = model.components.max(axis=1), -model.components.min(axis=1)
+    of_moments = _unlike_features(results) if valid else 0.0
     return [
         Check("k of the model", k, f"{k:,}", f"{chosen:,} chosen", k == chosen, _AGAIN),
         none_of("figures of k unlike the manifest's", _wrong_choices(results), _AGAIN),
-        at_most(MODEL_TOLERANCE, "model.npz unlike model/", errors, "run 04_pca again"),
+        at_most(
+            MODEL_TOLERANCE,
+            "components.npz unlike model/",
+            difference(vars(model), results.components),
+            _AGAIN,
+        ),
+        at_most(
+            MODEL_TOLERANCE,
+            "model.npz unlike model/",
+            difference({**vars(model), **derived}, results.npz),
+            "run 04_pca again",
+        ),
         at_most(ORTHONORMAL_TOLERANCE, "components not perpendicular, length 1", deviation, _AGAIN),
-        at_most(SCORE_TOLERANCE, "eigenvalues unlike the total variance", total, _AGAIN),
+        at_most(
+            0,
+            "components with a negative largest loading",
+            np.count_nonzero(~(ends[0] >= ends[1])),
+            _AGAIN,
+        ),
+        at_most(
+            SPECTRUM_TOLERANCE, "spectrum or model unlike the features", of_moments, _AGAIN, valid
+        ),
     ]
+
+
+def _unlike_features(results: Results) -> float:
+    """Return the largest difference of spectrum and model from those of the fitted features."""
+    if results.measured["n"] < 2:  # no split is of this name
+        return np.inf
+    spectrum, model = results.spectrum, results.model
+    found = results.again
+    of_spectrum = {name: getattr(found, name) for name in ("n", "mean", "std", *_SPECTRA)}
+    of_model = {
+        "mean": found.mean,
+        "std": found.std,
+        "eigenvalues": found.eigenvalues(model.standardize)[: model.k],
+    }
+    return max(difference(of_spectrum, vars(spectrum)), difference(of_model, vars(model)))
 
 
 def _wrong_choices(results: Results) -> list[str]:
@@ -195,7 +288,7 @@ def _wrong_choices(results: Results) -> list[str]:
     picked, reduced = results.run.require("pick_k"), results.run.require("pca")
     asked = {"variance": picked.get("variance", 0), "k": picked.get("k", 0)}
     wrong = []
-    for standardize, name in ((False, "raw"), (True, "standardized")):
+    for standardize, name in enumerate(_SPECTRA):
         choice = pca.choose(results.spectrum, standardize, **asked)
         entries = [picked[name]] + [reduced] * (picked["standardize"] == standardize)
         wrong += [
@@ -203,13 +296,18 @@ def _wrong_choices(results: Results) -> list[str]:
             f"{choice.k} explain {choice.explained:.4f} found"
             for entry in entries
             if entry["k"] != choice.k
-            or abs(entry["explained_variance"] - choice.explained) > SCORE_TOLERANCE
+            or not abs(entry["explained_variance"] - choice.explained) <= SCORE_TOLERANCE
         ]
     if not reduced["standardize"] == picked["standardize"] == results.choice.standardize:
         wrong.append("standardize differs")
-    if picked.get("fit_split") != results.spectrum.fit_split:
-        wrong.append("fit_split differs")
-    return wrong
+    chosen, spectrum = results.choice, results.spectrum
+    expected = {
+        "variance": chosen.variance,
+        "k": chosen.k if chosen.variance is None else None,
+        "fit_split": spectrum.fit_split,
+        "warning": spectrum.warning or None,
+    }
+    return wrong + [f"{name} differs" for name, v in expected.items() if picked.get(name) != v]
 
 
 def check_scores(results: Results) -> list[Check]:
@@ -226,8 +324,7 @@ def check_scores(results: Results) -> list[Check]:
     """
     found, model, choice = results.measured, results.model, results.choice
     n, k, remedy = found["n"], model.k, f"features/ or pca/ has changed, {_AGAIN}"
-    varying = int(np.count_nonzero(found["high"] > found["low"]))
-    valid = varying > 0 and all(check.passed for check in results.row_checks)
+    varying, valid = results.varying, results.valid
     eigenvalues = results.spectrum.eigenvalues(choice.standardize)[:k]
     floor = np.maximum(eigenvalues, SMALLEST_VARIANCE * eigenvalues[0])
     with np.errstate(all="ignore"):  # 0 / 0 if no row is left; such a figure is not judged
@@ -252,13 +349,19 @@ def check_scores(results: Results) -> list[Check]:
     ]
 
 
-def record(run: Run, checks: list[Check], of_classifier: Sequence[Check] = ()) -> Verification:
-    """Write every check with its figure to the manifest, those of 06 to what 06 recorded."""
+def record(
+    run: Run, checks: list[Check], of_classifier: Sequence[Check] = (), sample_seed: int = 0
+) -> Verification:
+    """Write every check with its figure to the manifest, those of 06 to what 06 recorded.
+
+    `sample_seed` chose the photographs that were computed again.
+    """
     run.spark.catalog.clearCache()
     with run.step("verify") as entry:
         if of_classifier:
             run.amend("classify", checks=[asdict(check) for check in of_classifier])
         entry.update(
+            sample_seed=sample_seed,
             checks=[asdict(check) for check in checks],
             passed=sum(check.passed is True for check in checks),
             failed=len(Verification(tuple(checks)).failed),

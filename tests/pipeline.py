@@ -1,5 +1,7 @@
 """What the notebooks do, step by step, in the test's own process."""
 
+from dataclasses import replace
+
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.feature import IndexToString, StringIndexer
@@ -11,6 +13,7 @@ from fruits_lib import (
     backbones,
     classify,
     featurize,
+    keys,
     load,
     models,
     moments,
@@ -19,7 +22,20 @@ from fruits_lib import (
     udf,
     verify,
 )
+from fruits_lib.neighbors import accuracy
 from fruits_lib.runs import open_run
+
+
+def entry(stage, **values):
+    """Return an entry of a manifest that has every key that readers need."""
+    found = {}
+    for name, key in keys.MANIFEST[stage].items():
+        if key.always:
+            first, *more = name.split(".")
+            kind = key.kind[0] if isinstance(key.kind, tuple) else key.kind
+            found.setdefault(first, {}) if more else None
+            (found[first] if more else found)[name.split(".")[-1]] = kind()
+    return {**found, **values}
 
 
 def write_index(run, data, overwrite=False, exclude=""):
@@ -74,7 +90,8 @@ def check(run):
     run = open_run(run.spark, run.uri, stage="verify")
     results = verify.read_results(run)
     checks = (verify.check_photographs, verify.check_rows, verify.check_model, verify.check_scores)
-    return verify.record(run, [found for function in checks for found in function(results)])
+    found = [check for function in checks for check in function(results)]
+    return verify.record(run, found, sample_seed=results.seed)
 
 
 def classify_scores(run, neighbors=1, seed=0):
@@ -91,7 +108,9 @@ def classify_scores(run, neighbors=1, seed=0):
     answers = labels.filter("part = 'tested'").toPandas()
     judged = classify.judge(answers["label"], answers["predicted"])
     classifier = PipelineModel([*models.load_model(run).stages, fitted, names])
-    figures = {"regression": judged, "nearest": judged, "fruits": None}
+    voters = map(classify.to_driver, (parts.training, parts.test))
+    nearest = replace(judged, accuracy=accuracy(*voters, parts.neighbors))
+    figures = {"regression": judged, "nearest": nearest, "fruits": None}
     neighbors = parts.neighbors
     found = classify.write(run, parts, classifier, labels, figures, neighbors=neighbors, seed=seed)
     scores.unpersist()

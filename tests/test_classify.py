@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline import classify_scores, pick_k, write_scores
+from pipeline import entry as entry_of
 from pyspark.ml import PipelineModel
 from pyspark.ml.functions import array_to_vector
 
@@ -42,10 +43,10 @@ def write_scored(spark, folder, places):
     (folder / "features").mkdir(parents=True)
     pq.write_table(table, folder / "features/part.parquet")
     with run.step("load") as entry:
-        entry.update(data="file:/data", files=len(places), images=len(places))
-        entry.update(labels=len(names), unlabelled=0)
+        sizes = {"files": len(places), "images": len(places), "labels": len(names)}
+        entry.update(entry_of("load", data="file:/data", unlabelled=0, **sizes))
     with run.step("featurize") as entry:
-        entry.update(features=len(places), width=vectors.shape[1])
+        entry.update(entry_of("featurize", features=len(places), width=vectors.shape[1]))
     pick_k(run, k=4)
     write_scores(run)
     return run
@@ -491,6 +492,7 @@ MUTATIONS = {
     "accuracy in the manifest": (entry(accuracy=0.5), FIGURES),
     "F1 in the manifest": (entry(macro_f1=0.5), FIGURES),
     "number of tested photographs": (entry(tested=13), FIGURES),
+    "accuracy of neighbours in the manifest": (entry(knn_accuracy=0.5), FIGURES),
 }
 
 
@@ -530,3 +532,8 @@ def test_without_a_classifier_there_is_nothing_to_check(copy):
     folder, run = copy
     run.void("classify")
     assert answers.check_classifier(run) == []
+    assert answers.why_none(run).endswith(
+        "of an older result than the run's: run 06_classify again"
+    )
+    run.delete("labels")
+    assert answers.why_none(run).startswith("06_classify has not run")

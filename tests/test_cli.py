@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from papermill.parameterize import parameterize_path
+from pipeline import entry
 
 from fruits_lib import backbones, cli, lease, parameters, recipes
 from fruits_lib.networks import check_backbone
@@ -491,7 +492,8 @@ class TestContradictions:
         assert "run_dir=other and --run-dir are both given" in refusal("-f", "p.yaml")
 
     def test_other_data_than_the_run_was_loaded_from(self, started):
-        record(load={"files": 1, "data": f"file:{Path('photographs').absolute()}"})
+        place = f"file:{Path('photographs').absolute()}"
+        record(load=entry("load", files=1, data=place))
         Path("others").mkdir()
         assert "which 01_load read" in refusal("--only", "3", "--data", "others")
         assert invoke("--only", "3", "--data", "photographs").exit_code == 0

@@ -333,10 +333,10 @@ def test_a_run_killed_between_two_writes_of_a_batch_resumes(few, monkeypatch):
     run, backbone, _ = few
     real = batches.write_rejects
 
-    def fail(run, batch_id, rejects):
+    def fail(run, batch_id, rejects, digest):
         if batch_id == 1:
             raise OSError("disk full\nand more")
-        real(run, batch_id, rejects)
+        real(run, batch_id, rejects, digest)
 
     message = (
         r"^02_featurize stopped \(OSError: disk full\): run it again, it goes on where it stop"

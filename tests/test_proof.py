@@ -1,16 +1,21 @@
 """05 catches whatever is changed in a finished run or among its photographs, each by its check."""
 
+import io
 import json
 import os
+import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pipeline import check, pick_k, write_features, write_index, write_scores
+from pipeline import check, classify_scores, pick_k, write_features, write_index, write_scores
 
-from fruits_lib import origin, verify
+from fruits_lib import answers, keys, origin, verify
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import open_run
@@ -105,15 +110,6 @@ def forget(rows):
     del rows[0]
 
 
-def manifest(stage, **entries):
-    def damage(folder, data, run):
-        values = json.loads((folder / "manifest.json").read_text())
-        values[stage].update(entries)
-        (folder / "manifest.json").write_text(json.dumps(values))
-
-    return damage
-
-
 def replaced(folder, data, run):
     photograph(data / "Test/lemon/01.png", 99)
 
@@ -180,8 +176,14 @@ def without(table):
     return damage
 
 
+def noise(rows):
+    random = np.random.default_rng(0)
+    for row in rows:
+        row["features"] = random.random(len(row["features"])).tolist()
+
+
 PLACES = "labels or splits unlike the path's"
-COUNTS = "counts unlike the manifest's"
+WRITTEN = "batches unlike what 02_featurize wrote"
 MUTATIONS = {  # what is changed -> (how, the check that catches it)
     "label in index/": (cells("index", label), PLACES),
     "label in features/": (cells("features", label), PLACES),
@@ -210,29 +212,7 @@ MUTATIONS = {  # what is changed -> (how, the check that catches it)
         cells("rejects", reason),
         "rejects decoded again with another reason",
     ),
-    "files in the manifest": (manifest("load", files=29), COUNTS),
-    "images in the manifest": (manifest("load", images=25), COUNTS),
-    "labels in the manifest": (manifest("load", labels=4), COUNTS),
-    "files set aside in the manifest": (manifest("load", set_aside=[]), COUNTS),
-    "features in the manifest": (manifest("featurize", features=25), COUNTS),
-    "rejects in the manifest": (manifest("featurize", rejects=0), COUNTS),
-    "truncated files in the manifest": (manifest("featurize", truncated=1), COUNTS),
-    "photographs without a label in the manifest": (manifest("load", unlabelled=1), COUNTS),
-    "scores in the manifest": (manifest("pca", images=25), COUNTS),
-    "images that were fitted in the manifest": (manifest("pick_k", images=23), COUNTS),
-    "split that was fitted in the manifest": (
-        manifest("pick_k", fit_split="Training"),
-        "figures of k unlike the manifest's",
-    ),
     "a score in pca_csv/": (csv_row, "rows of pca_csv/ unlike pca/"),
-    "k in the manifest": (
-        manifest("pick_k", raw={"k": 2, "explained_variance": 0.9}),
-        "figures of k unlike the manifest's",
-    ),
-    "k of the model in the manifest": (
-        manifest("pca", k=23),
-        "figures of k unlike the manifest's",
-    ),
     "a photograph replaced": (replaced, "photographs changed since 01_load"),
     "a photograph replaced, length and time kept": (
         replaced_with_its_time,
@@ -249,6 +229,7 @@ MUTATIONS = {  # what is changed -> (how, the check that catches it)
         cells("features", other_hash),
         "sampled photographs with other content",
     ),
+    "features replaced by noise": (before_03(cells("features", noise)), WRITTEN),
     "features of two photographs swapped": (
         before_03(cells("features", swap)),
         "difference of 24 photographs computed again",
@@ -267,7 +248,8 @@ def test_what_was_changed_is_caught_by_the_check_meant_for_it(copy, mutation):
     results = verify.read_results(open_run(copy[2].spark, copy[2].uri))
     groups = (
         lambda results: origin.check_files(results.run, results.counts),
-        lambda results: origin.check_sample(results.run, results.content, results.size),
+        lambda results: [origin.check_batches(results.run, results.digests)],
+        verify.check_photographs,
         verify.check_rows,
         verify.check_model,
     )
@@ -311,9 +293,171 @@ def test_a_damaged_table_is_named_with_the_way_out(copy, table):
         check(run)
 
 
-def test_the_docs_list_every_mutation():
-    from pathlib import Path
+# --- every key ----------------------------------------------------------------------------------
 
+
+def remembered(function):
+    """Return a function that is called once for the same texts, for what no test here changes."""
+    found = {}
+
+    def call(*values):
+        texts = tuple(filter(lambda value: isinstance(value, str), values))
+        if texts not in found:
+            found[texts] = function(*values)
+        return found[texts]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def proof(spark, finished, tmp_path_factory):
+    """A copy of the finished run after 06, read back once: (run folder, results)."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield prove(spark, finished, tmp_path_factory, patch)
+
+
+def prove(spark, finished, tmp_path_factory, patch):
+    folder = shutil.copytree(finished / "run", tmp_path_factory.mktemp("proof") / "run")
+    run = open_run(spark, str(folder))
+    classify_scores(run)
+    load_model = remembered(answers.load_model)
+    for module, *names in (
+        (answers, "_measure", "_figures", "_nearest"),
+        (origin, "_wrong_labels"),
+    ):
+        for name in names:
+            patch.setattr(module, name, remembered(getattr(module, name)))
+    patch.setattr(answers, "load_model", load_model)
+    patch.setattr(verify, "load_model", load_model)
+    results = verify.read_results(run)
+    assert results.valid
+    assert results.again
+    return folder, results
+
+
+def of_npz(content):
+    with np.load(io.BytesIO(content)) as archive:
+        return dict(archive)
+
+
+def to_npz(values):
+    file = io.BytesIO()
+    np.savez(file, **values)
+    return file.getvalue()
+
+
+def read(file):
+    content = file.read_bytes()
+    return of_npz(content) if file.suffix == ".npz" else json.loads(content)
+
+
+def write(file, values):
+    file.write_bytes(to_npz(values) if file.suffix == ".npz" else json.dumps(values).encode())
+
+
+def test_every_key_of_a_run_has_an_owner_or_a_reason(proof):
+    folder, results = proof
+    recorded = read(folder / "manifest.json")
+    assert recorded.keys() <= {*keys.MANIFEST, *keys.PLACES}
+    for entry in recorded.keys() & keys.MANIFEST.keys():
+        known = {name.split(".")[0] for name in keys.MANIFEST[entry]}
+        assert recorded[entry].keys() <= known
+    for name, owners in keys.FILES.items():
+        assert read(folder / name).keys() == owners.keys()
+    assert not any(fails(owner, results) for owner in {owner for _, _, owner in OWNED})
+
+
+def other(value):
+    """Return another value of the same kind."""
+    match value:
+        case bool() | np.bool_():
+            return not value
+        case dict():
+            return {**value, next(iter(value)): "24 1"}
+        case list():
+            return []
+        case np.ndarray() if value.dtype.kind == "U":
+            return value[::-1] if value.ndim else np.array(f"{value}x")
+        case np.ndarray() if value.ndim:
+            changed = value.copy()
+            changed[(-1,) * value.ndim] += 1e-5 * np.abs(value).max()
+            return changed
+        case str():
+            return f"{value}x"
+        case None:
+            return 1
+    return value - 1e-3 if np.asarray(value).dtype.kind == "f" else value + 1
+
+
+def nan(value):
+    """Return a value with NaN, or None if it holds no number with a fraction."""
+    if np.asarray(value).dtype.kind == "f":
+        changed = np.array(value)
+        changed[(-1,) * changed.ndim] = np.nan
+        return changed if isinstance(value, np.ndarray) else np.nan
+    return None
+
+
+OWNED = [
+    (name, key, owner)
+    for name, owners in (
+        *(
+            (entry, {key: found.owner for key, found in known.items()})
+            for entry, known in keys.MANIFEST.items()
+        ),
+        *keys.FILES.items(),
+    )
+    for key, owner in owners.items()
+    if not owner.startswith(keys.INFORMATION)
+]
+
+
+@pytest.mark.parametrize(("name", "key", "owner"), OWNED, ids=lambda value: value)
+def test_a_changed_key_fails_the_check_that_owns_it(proof, name, key, owner):
+    folder, results = proof
+    file = folder / ("manifest.json" if name in keys.MANIFEST else name)
+    content, values = file.read_bytes(), read(file)
+    entry, *path = [*[name] * (name in keys.MANIFEST), *key.split(".")]
+    found = values
+    for part in path:
+        found, entry = found[entry], part
+    before = found.get(entry)
+    try:
+        for after in filter(lambda value: value is not None, (other(before), nan(before))):
+            found[entry] = after
+            write(file, values)
+            assert fails(owner, results), f"{before!r} -> {after!r}"
+    finally:
+        file.write_bytes(content)
+
+
+def fails(owner, before):
+    """Return whether a check fails, or 05 ends in one line, after a change of small files."""
+    try:
+        run = open_run(before.run.spark, before.run.uri)
+        results = replace(
+            before, run=run, **verify.read_files(run, before.counts["features"].weights)
+        )
+        vars(results).update(measured=before.measured, again=before.again)  # of tables
+        groups = (
+            verify.check_model,
+            verify.check_scores,
+            lambda results: [
+                origin.check_batches(run, results.digests),
+                origin.check_backbone(run, results.described, results.network),
+            ],
+            lambda results: answers.check_classifier(run),
+            lambda results: origin.check_files(run, results.counts),
+            verify.check_rows,
+        )
+        found = (check for group in groups for check in group(results) if check.name == owner)
+        return next(found).passed is False
+    except FruitsError as error:
+        return "\n" not in str(error)
+
+
+def test_the_docs_name_every_check(proof):
     text = (Path(__file__).parents[1] / "docs/how-it-works.md").read_text(encoding="utf-8")
-    for mutation, (_, name) in MUTATIONS.items():
-        assert f"| {mutation} | {name} |" in text
+    groups = verify.check_photographs, verify.check_rows, verify.check_model, verify.check_scores
+    for name in (found.name for group in groups for found in group(proof[1])):
+        assert re.sub(r"of \d+ photographs", "of N photographs", name) in text

@@ -7,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pipeline import entry
 
 from fruits_lib import report
 
@@ -40,6 +41,7 @@ MANIFEST = {
         ],
     },
     "featurize": {
+        **entry("featurize"),
         "finished": "2026-11-26T10:02:00+00:00",
         "seconds": 60.0,
         "features": 1231,
@@ -50,6 +52,7 @@ MANIFEST = {
         "weights": "imagenet",
     },
     "pick_k": {
+        **entry("pick_k"),
         "finished": "2026-11-26T10:03:00+00:00",
         "standardize": True,
         "raw": {"k": 72, "explained_variance": 0.9008},
@@ -224,7 +227,7 @@ def test_files_are_links_that_work_where_the_folder_is(page, tmp_path):
 
 @pytest.mark.parametrize("csv", [True, False])
 def test_the_csv_file_is_a_link_only_if_it_was_asked_for(page, tmp_path, csv):
-    pca = {"finished": "2026-11-26T10:03:30+00:00", "csv": csv}
+    pca = entry("pca", finished="2026-11-26T10:03:30+00:00", csv=csv)
     (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "pca": pca}))
     assert ('href="pca_csv/"' in page([])) is csv
 

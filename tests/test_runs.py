@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from pipeline import entry as entry_of
 
 from fruits_lib.environment import environment
 from fruits_lib.errors import FruitsError
+from fruits_lib.results import open_results
 from fruits_lib.runs import Run, open_run, read_bytes, read_manifest, scratch_folder, write_bytes
 from fruits_lib.stages import STAGES, needed
 
@@ -57,7 +59,7 @@ def test_tables_and_files_come_back_from_a_run_folder_of_any_name(spark, tmp_pat
     run = open_run(spark, f"{tmp_path}/{name}")
     with run.step("load") as entry:
         spark.range(3).selectExpr("string(id) as path").write.parquet(run.path("index"))
-        entry.update(files=3)
+        entry.update(entry_of("load", files=3))
     assert run.read_table("index").count() == 3
     assert open_run(spark, f"{tmp_path}/{name}").require("load")["files"] == 3
 
@@ -83,7 +85,7 @@ def test_a_new_run_has_a_manifest(run):
 
 def record(run, stage, **entries):
     with run.step(stage) as entry:
-        entry.update({"files": 1, **entries})
+        entry.update(entry_of(stage, **entries))
 
 
 def test_the_manifest_keeps_every_stage(run):
@@ -155,6 +157,43 @@ def test_a_run_of_an_older_version_is_refused_in_one_line(run, spark):
     run.write_bytes("manifest.json", json.dumps({"load": {"images": 3}}).encode())
     with pytest.raises(FruitsError, match=r"older version .*: give another run_dir$"):
         open_run(spark, run.uri)
+
+
+LOAD = entry_of("load")
+DAMAGED = {  # a manifest -> what is said of it
+    "a list": ([], r"manifest\.json is not the manifest of a run: remove it and run from 01"),
+    "null": (None, "is not the manifest of a run"),
+    "another program's": ({"created": 5}, "is not the manifest of a run"),
+    "an entry that is null": ({"load": None}, r"\(load is None\): remove load from it and run 01_"),
+    "an entry that is a list": (
+        {"load": LOAD, "pca": [1]},
+        r"\(pca is \[1\]\): .* run 04_pca again",
+    ),
+    "an empty entry": (
+        {"classify": {}},
+        r"\(classify has no fitted_on\): .* run 06_classify again",
+    ),
+    "an entry that lacks a key": (
+        {"load": {**LOAD, "images": None}},
+        r"\(load has images=None\)",
+    ),
+    "a figure that is text": ({"pca": {"k": "7"}}, r"\(pca has k='7'\)"),
+    "an inner key": (
+        {"pick_k": {**entry_of("pick_k"), "raw": {"k": 1}}},
+        r"\(pick_k has no raw.explained_variance\)",
+    ),
+    "no versions": ({"environment": {}}, r"\(environment has no fruits_lib\): remove environment"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_manifest_that_is_none_is_one_line_for_all_who_read_it(run, spark, tmp_path, damage):
+    content, line = DAMAGED[damage]
+    run.write_bytes("manifest.json", json.dumps(content).encode())
+    for read in (run.manifest, lambda: open_run(spark, run.uri), lambda: open_results(run.uri)):
+        with pytest.raises(FruitsError, match=line) as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_manifest_is_one_line(run, spark):
