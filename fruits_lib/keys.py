@@ -42,7 +42,7 @@ _ERROR = {"error": Key(str, _REASON, False)}
 MANIFEST = {
     "load": {
         "data": Key(str, "photographs added since 01_load"),
-        "exclude": Key(str, "files set aside otherwise than recorded", False),
+        "exclude": Key(str, f"{INFORMATION}05 lists the folder again with it", False),
         "files": Key(int, _COUNTS),
         "images": Key(int, _COUNTS),
         "labels": Key(int, _COUNTS),
