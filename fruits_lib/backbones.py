@@ -202,20 +202,54 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
     FruitsError
         If TensorFlow is not installed, or Keras cannot get or fit the weights.
     """
-    if spec.weights == "imagenet":
-        with suppress(OSError):  # on a cluster's node, by bootstrap.sh
-            return Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite").read_bytes()
+    if spec.weights == "imagenet" and (content := _on_node(spec)):
+        return content
     with _one_at_a_time():
-        with suppress(OSError):
-            return _cached(spec, weights_file).read_bytes()
+        if content := _read_cached(_cached(spec, weights_file)):
+            return content
         content = in_tensorflow(_convert, spec, weights_file)
         with suppress(OSError):  # a cache that cannot be written costs time, no more
-            file = _cached(spec, weights_file)  # again: Keras may have downloaded the weights
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-                part.write(content)
-            os.replace(part.name, file)
+            # The name again: Keras may have downloaded the weights.
+            _write_cached(_cached(spec, weights_file), content)
         return content
+
+
+def _on_node(spec: BackboneSpec) -> bytes | None:
+    """Return what bootstrap.sh put on a cluster's node, None if there is nothing."""
+    file = Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite")
+    noted = Path(f"{file}.sha256")  # missing where a person put the network there
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if noted.exists() and not noted.read_text().startswith(f"{digest} "):
+        raise FruitsError(
+            f"{file} is not the file that `fruits emr stage` wrote: remove it and run bootstrap.sh "
+            "again, or give weights=FILE.tflite"
+        )
+    return content
+
+
+def _read_cached(file: Path) -> bytes | None:
+    """Return what `_write_cached` wrote, None if it is not there as it was written."""
+    with suppress(OSError):
+        digest, content = (whole := file.read_bytes())[:32], whole[32:]
+        if hashlib.sha256(content).digest() == digest:
+            return content
+    return None
+
+
+def _write_cached(file: Path, content: bytes) -> None:
+    """Write content behind its digest, or raise OSError and leave nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+        try:
+            part.write(hashlib.sha256(content).digest() + content)
+            part.flush()
+            os.replace(part.name, file)
+        except BaseException:
+            os.unlink(part.name)
+            raise
 
 
 @contextmanager
@@ -239,7 +273,7 @@ def _cached(spec: BackboneSpec, weights_file: bytes | None) -> Path:
     versions = [installed(name) for name in ("keras", "tensorflow", "tensorflow-cpu")]
     known = [spec.name, spec.seed, repr(NETWORKS[spec.backbone]), weights, versions, code]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    return cache_folder() / "backbones" / f"{spec.name}-{key}.tflite"
+    return cache_folder() / "backbones" / f"{spec.name}-{key}.sealed"
 
 
 def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | None, *arguments):

@@ -157,8 +157,12 @@ def write_bytes(uri: str, content: bytes) -> None:
     elif path := local_path(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")  # so that a kill leaves no half of a file
-        part.write_bytes(content)
-        part.replace(path)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)  # it would keep a full disk full
+            raise
     else:
         file_system, name = _arrow(uri)
         file_system.create_dir(name.rsplit("/", 1)[0])

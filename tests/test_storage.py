@@ -1,5 +1,6 @@
 """Files by path or URI without Spark: one rule for local names, content types in a bucket."""
 
+import errno
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,20 @@ def test_threads_that_read_outlast_an_outage_of_eight_seconds(keys, monkeypatch)
     assert all(isinstance(one.exception(), EndpointConnectionError) for one in reading)
     assert min(sum(each) for each in waits.values()) > 8
     assert sum(map(len, waits.values())) == 8 * udf.FETCHERS
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_part(tmp_path, monkeypatch):
+    storage.write_bytes(f"{tmp_path}/a", b"before")
+
+    def full(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(f"{tmp_path}/a", b"after")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
 @pytest.mark.parametrize("failures", [2, 3])
