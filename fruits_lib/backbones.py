@@ -34,7 +34,9 @@ from fruits_lib.networks import (
 )
 from fruits_lib.runs import Run, read_bytes
 from fruits_lib.storage import cache_folder
+from fruits_lib.udf import DECODING, Decoding
 
+_ENTRY = "backbone/backbone.json"
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of red, green and blue, where white is 1
 
 
@@ -46,6 +48,7 @@ class Backbone:
     width: int  # features per image
     sha256: str  # of the LiteRT file: the identity of the features
     content: bytes  # the LiteRT file
+    decoding: int = DECODING  # the version by which the run decodes photographs for it
 
     def __str__(self) -> str:
         size = self.spec.input_size
@@ -74,7 +77,7 @@ def export_backbone(
         and missing, or the run folder holds another backbone.
     """
     spec = check_backbone(backbone, weights, input_size, pooling, seed)
-    if run.exists("backbone/backbone.json"):
+    if run.exists(_ENTRY):
         return _read_exported(run, spec)
     if weights.endswith(".tflite"):
         content = read_bytes(run.spark, weights)
@@ -99,11 +102,13 @@ def copy_backbone(known: Run, run: Run) -> Backbone:
         raise FruitsError(
             f"{known.path('backbone')} is not the network of its features: give another run_dir"
         )
-    if not run.exists("backbone/backbone.json"):
+    if not run.exists(_ENTRY):
         return _write(run, network)
-    if read_backbone(run).sha256 != network.sha256:
+    there = read_backbone(run)
+    if (there.sha256, there.decoding) != (network.sha256, network.decoding):
+        what = "decoding" if there.sha256 == network.sha256 else "network"
         raise FruitsError(
-            f"{run.uri} holds features of another network than that of {known.uri}: give another "
+            f"{run.uri} holds features of another {what} than that of {known.uri}: give another "
             "folder for the results"
         )
     return network
@@ -117,17 +122,34 @@ def read_backbone(run: Run) -> Backbone:
 def _write(run: Run, network: Backbone) -> Backbone:
     entry = {**asdict(network.spec), "width": network.width, "sha256": network.sha256}
     run.write_bytes(f"backbone/{network.spec.name}.tflite", network.content)
-    run.write_bytes("backbone/backbone.json", json.dumps(entry, indent=2).encode())
+    _write_entry(run, {**entry, "decoding": network.decoding})
     return network
 
 
+def read_decoding(run: Run) -> Decoding | None:
+    """Return how the rows of `features/` and `rejects/` were decoded, None if nothing says so."""
+    entry = _read_entry(run)
+    if "max_pixels" in entry:
+        return Decoding.of(entry)
+    # A run of an older version recorded it in the manifest alone, at the end of 02.
+    return Decoding.of(done) if (done := run.manifest().get("featurize")) else None
+
+
+def record_decoding(run: Run, decoding: Decoding) -> None:
+    """Note how photographs are decoded, beside the network, where a killed run keeps it."""
+    _write_entry(run, {**_read_entry(run), **decoding.entry})
+
+
+def _write_entry(run: Run, entry: dict) -> None:
+    run.write_bytes(_ENTRY, json.dumps(entry, indent=2).encode())
+
+
 def _read_entry(run: Run) -> dict:
-    name = "backbone/backbone.json"
     try:
-        return json.loads(run.read_bytes(name))
+        return json.loads(run.read_bytes(_ENTRY))
     except ValueError:
         raise FruitsError(
-            f"{run.path(name)} is not JSON: remove it and run 02_featurize again"
+            f"{run.path(_ENTRY)} is not JSON: remove it and run 02_featurize again"
         ) from None
 
 
@@ -146,7 +168,7 @@ def _read_exported(run: Run, spec: BackboneSpec) -> Backbone:
         raise FruitsError(
             f"{run.path(file)} is not the file that was exported: give another run_dir"
         )
-    return Backbone(spec, entry["width"], entry["sha256"], content)
+    return Backbone(spec, entry["width"], entry["sha256"], content, entry.get("decoding", 1))
 
 
 def check_litert(content: bytes, spec: BackboneSpec) -> int:

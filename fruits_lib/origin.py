@@ -1,5 +1,6 @@
 """05: checks of a run against its photographs, which are listed, read and computed again."""
 
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -10,6 +11,7 @@ from fruits_lib import batches, files, udf
 from fruits_lib.checks import Check, at_most, none_of
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import Run
+from fruits_lib.udf import LARGEST_FILE, LARGEST_IMAGE
 
 SAMPLE = 128  # photographs that are computed again, and at least one of each label
 SEED = 0  # of the sample
@@ -122,20 +124,22 @@ def check_sample(
     then : str
         What to do about a failure, when features/ and rejects/ are removed.
     """
-    entry = run.require("featurize")
     stored = {row.path: row for row in _sample(run).collect()}
     rejects = run.read_table("rejects").orderBy(F.xxhash64("path")).limit(MOST_REJECTS)
     reasons = {row.path: row.reason for row in rejects.collect()}
     index = run.read_table("index").select("path", "label", "split", "length")
-    rows = index.filter(F.col("path").isin([*stored, *reasons])).collect()
-    run_backbone = udf.featurizer(
-        run.spark.sparkContext.broadcast(content),
-        size,
-        entry["max_pixels"],
-        "accept" if entry["accept_truncated"] else "reject",
+    decoding = udf.Decoding.of(run.require("featurize"))
+    # A photograph that has features keeps them when a limit is lowered.
+    unlimited = replace(
+        decoding, max_pixels=LARGEST_IMAGE, max_bytes=LARGEST_FILE, truncated="accept"
     )
-    photographs = files.photographs(run.spark, run.data, rows, _COLUMNS)
-    computed = photographs.mapInArrow(run_backbone, udf.schema()).collect()
+    weights, parts = run.spark.sparkContext.broadcast(content), []
+    for paths, rules in ((stored, unlimited), (reasons, decoding)):
+        rows = index.filter(F.col("path").isin([*paths])).collect()
+        photographs = files.photographs(run.spark, run.data, rows, _COLUMNS, rules.max_bytes)
+        run_backbone = udf.featurizer(weights, size, rules)
+        parts.append(photographs.mapInArrow(run_backbone, udf.schema()))
+    computed = reduce(DataFrame.union, parts).collect()
     other_reasons = [
         f"{row.path} ({reasons[row.path]!r}, now {row.reason!r})"
         for row in computed

@@ -257,7 +257,7 @@ def _decoded(run: Results, paths) -> Iterator[tuple[int, np.ndarray]]:
     for number, content in enumerate(run.photographs(paths)):
         try:
             if content is not None:
-                yield number, decode_image(content, run.spec.input_size, **run.decoding)
+                yield number, decode_image(content, run.spec.input_size, run.decoding)
         except ImageError:
             continue  # it has changed
 

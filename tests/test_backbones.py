@@ -324,6 +324,7 @@ def test_the_run_folder_says_what_its_backbone_is(tiny_run, tiny):
         "seed": 0,
         "width": 1280,
         "sha256": sha256(tiny.read_bytes()),
+        "decoding": 2,
     }
 
 
