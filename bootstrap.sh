@@ -126,7 +126,12 @@ fi
 
 step "reading $STAGE/backbones/" "check that the node's role may read it"
 copy sync "$STAGE/backbones/" "$VENV/share/fruits/backbones/" \
-  --delete --exclude "*" --include "*.tflite"
+  --delete --exclude "*" --include "*.tflite" --include "*.tflite.sha256"
+step "checking backbones" "fill $STAGE/backbones/ again with \`fruits emr stage\`"
+for digest in "$VENV"/share/fruits/backbones/*.sha256; do  # stays beside: `fruits` looks again
+  [[ ! -e $digest ]] || (cd "${digest%/*}" && sha256sum --check --strict --quiet "$digest") ||
+    fail "${digest##*/} is of another file"
+done
 
 # EMR's own Spark, which comes after this: found when the command is run.
 cat >"$ROOT/bin/fruits" <<'LAUNCHER'

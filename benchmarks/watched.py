@@ -12,7 +12,7 @@ from fruits_lib import udf
 def watched(folder: str):
     """Return a featurizer that also writes how long each task's kinds of work took."""
 
-    def featurizer(weights, size, max_pixels, truncated="reject"):
+    def featurizer(weights, size, decoding):
         def run_watched(batches):
             spent, started = Counter(), time.monotonic()
 
@@ -32,7 +32,7 @@ def watched(folder: str):
             udf._decode_image = clocked("decoding and resizing", kept[1])
             try:
                 # Made here, in the worker, so that it finds the clocked functions.
-                run_backbone = udf.featurizer(weights, size, max_pixels, truncated)
+                run_backbone = udf.featurizer(weights, size, decoding)
                 waited = iter(clocked("waiting for rows", batches.__next__), None)
                 yield from run_backbone(waited)
             finally:

@@ -17,6 +17,11 @@ LABELS, FACTS = "labels.txt", "metadata.json"
 # github.com/tensorflow/tflite-support, metadata_schema.fbs: its identifier, and its values of
 # AssociatedFileType, ContentProperties and ColorSpaceType.
 _IDENTIFIER, _PARSER = b"M001", "1.0.0"
+# Where `str.splitlines` divides, and the backslash.
+_ESCAPES = {
+    ord(character): character.encode("unicode_escape").decode()
+    for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\\"
+}
 _TENSOR_AXIS_LABELS, _IMAGE_PROPERTIES, _RGB = 2, 2, 1
 
 
@@ -29,16 +34,31 @@ def pack(model: bytes, name: str, labels: Sequence[str], facts: Mapping) -> byte
         A LiteRT file that maps one photograph to one probability per label.
     name : str
     labels : sequence of str
-        One line of `labels.txt` each, in the order of the probabilities.
+        In the order of the probabilities; `labels.txt` gets the `lines` of them.
     facts : mapping
         The content of `metadata.json`.
     """
     file = io.BytesIO(_with_metadata(model, _metadata(name)))
     with zipfile.ZipFile(file, "a") as archive:  # stored, as MediaPipe demands; dated 1980
-        archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{label}\n" for label in labels))
+        archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{line}\n" for line in lines(labels)))
         text = json.dumps(facts, indent=2, ensure_ascii=False)
         archive.writestr(zipfile.ZipInfo(FACTS), text)
     return file.getvalue()
+
+
+def lines(labels: Sequence[str]) -> list[str]:
+    """Return one line per label: what some reader takes for a line's end is escaped as in Python.
+
+    The backslash is escaped too, so that different labels stay different.
+    """
+    return [label.translate(_ESCAPES) for label in labels]
+
+
+def read_labels(file: bytes) -> tuple[list[str], list[str]]:
+    """Return the lines of a file's `labels.txt`, as Python and as C and Java divide them."""
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        text = archive.read(LABELS).decode()
+    return text.splitlines(), text.removesuffix("\n").split("\n")
 
 
 def _with_metadata(model: bytes, metadata: bytes) -> bytes:

@@ -101,8 +101,6 @@ def open_results(
     known: Known,
     data: str,
     to: str = "",
-    max_pixels: int = 50_000_000,
-    truncated: str = "reject",
     overwrite: bool = False,
 ) -> Run:
     """Return the run folder of the new photographs, leased to this process until `write` is done.
@@ -115,8 +113,6 @@ def open_results(
     known : Known
     data, to : str
         Photographs and results; empty ones are the embedded sample's Test and a temporary folder.
-    max_pixels, truncated : int, str
-        As `udf.featurizer` gets them.
     overwrite : bool
 
     Raises
@@ -131,7 +127,6 @@ def open_results(
     try:
         manifest = run.manifest()
         check_results(manifest, uri)
-        _check_features(manifest, uri, max_pixels, truncated)
         if to and not overwrite:
             _check_same_model(manifest, uri, known)
     except FruitsError:
@@ -145,17 +140,6 @@ def check_results(manifest: dict, to: str) -> None:
     if any(stage in manifest for stage in OWN_MODEL):
         raise FruitsError(
             f"to={to} holds a run with a model of its own: give another folder for the results"
-        )
-
-
-def _check_features(manifest: dict, to: str, max_pixels: int, truncated: str) -> None:
-    """Raise FruitsError if photographs that are done were decoded by other rules."""
-    done = manifest.get("featurize", {})
-    before = done.get("max_pixels"), "accept" if done.get("accept_truncated") else "reject"
-    if done and before != (max_pixels, truncated):
-        raise FruitsError(
-            f"to={to} holds features made with max_pixels={before[0]} and truncated={before[1]}, "
-            f"not {max_pixels} and {truncated}: give these, or another folder for the results"
         )
 
 

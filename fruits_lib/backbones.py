@@ -34,7 +34,9 @@ from fruits_lib.networks import (
 )
 from fruits_lib.runs import Run, read_bytes
 from fruits_lib.storage import cache_folder
+from fruits_lib.udf import DECODING, Decoding
 
+_ENTRY = "backbone/backbone.json"
 IMAGENET_STD = (0.229, 0.224, 0.225)  # of red, green and blue, where white is 1
 
 
@@ -46,6 +48,7 @@ class Backbone:
     width: int  # features per image
     sha256: str  # of the LiteRT file: the identity of the features
     content: bytes  # the LiteRT file
+    decoding: int = DECODING  # the version by which the run decodes photographs for it
 
     def __str__(self) -> str:
         size = self.spec.input_size
@@ -74,7 +77,7 @@ def export_backbone(
         and missing, or the run folder holds another backbone.
     """
     spec = check_backbone(backbone, weights, input_size, pooling, seed)
-    if run.exists("backbone/backbone.json"):
+    if run.exists(_ENTRY):
         return _read_exported(run, spec)
     if weights.endswith(".tflite"):
         content = read_bytes(run.spark, weights)
@@ -99,11 +102,13 @@ def copy_backbone(known: Run, run: Run) -> Backbone:
         raise FruitsError(
             f"{known.path('backbone')} is not the network of its features: give another run_dir"
         )
-    if not run.exists("backbone/backbone.json"):
+    if not run.exists(_ENTRY):
         return _write(run, network)
-    if read_backbone(run).sha256 != network.sha256:
+    there = read_backbone(run)
+    if (there.sha256, there.decoding) != (network.sha256, network.decoding):
+        what = "decoding" if there.sha256 == network.sha256 else "network"
         raise FruitsError(
-            f"{run.uri} holds features of another network than that of {known.uri}: give another "
+            f"{run.uri} holds features of another {what} than that of {known.uri}: give another "
             "folder for the results"
         )
     return network
@@ -117,17 +122,34 @@ def read_backbone(run: Run) -> Backbone:
 def _write(run: Run, network: Backbone) -> Backbone:
     entry = {**asdict(network.spec), "width": network.width, "sha256": network.sha256}
     run.write_bytes(f"backbone/{network.spec.name}.tflite", network.content)
-    run.write_bytes("backbone/backbone.json", json.dumps(entry, indent=2).encode())
+    _write_entry(run, {**entry, "decoding": network.decoding})
     return network
 
 
+def read_decoding(run: Run) -> Decoding | None:
+    """Return how the rows of `features/` and `rejects/` were decoded, None if nothing says so."""
+    entry = _read_entry(run)
+    if "max_pixels" in entry:
+        return Decoding.of(entry)
+    # A run of an older version recorded it in the manifest alone, at the end of 02.
+    return Decoding.of(done) if (done := run.manifest().get("featurize")) else None
+
+
+def record_decoding(run: Run, decoding: Decoding) -> None:
+    """Note how photographs are decoded, beside the network, where a killed run keeps it."""
+    _write_entry(run, {**_read_entry(run), **decoding.entry})
+
+
+def _write_entry(run: Run, entry: dict) -> None:
+    run.write_bytes(_ENTRY, json.dumps(entry, indent=2).encode())
+
+
 def _read_entry(run: Run) -> dict:
-    name = "backbone/backbone.json"
     try:
-        return json.loads(run.read_bytes(name))
+        return json.loads(run.read_bytes(_ENTRY))
     except ValueError:
         raise FruitsError(
-            f"{run.path(name)} is not JSON: remove it and run 02_featurize again"
+            f"{run.path(_ENTRY)} is not JSON: remove it and run 02_featurize again"
         ) from None
 
 
@@ -146,7 +168,7 @@ def _read_exported(run: Run, spec: BackboneSpec) -> Backbone:
         raise FruitsError(
             f"{run.path(file)} is not the file that was exported: give another run_dir"
         )
-    return Backbone(spec, entry["width"], entry["sha256"], content)
+    return Backbone(spec, entry["width"], entry["sha256"], content, entry.get("decoding", 1))
 
 
 def check_litert(content: bytes, spec: BackboneSpec) -> int:
@@ -202,20 +224,54 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
     FruitsError
         If TensorFlow is not installed, or Keras cannot get or fit the weights.
     """
-    if spec.weights == "imagenet":
-        with suppress(OSError):  # on a cluster's node, by bootstrap.sh
-            return Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite").read_bytes()
+    if spec.weights == "imagenet" and (content := _on_node(spec)):
+        return content
     with _one_at_a_time():
-        with suppress(OSError):
-            return _cached(spec, weights_file).read_bytes()
+        if content := _read_cached(_cached(spec, weights_file)):
+            return content
         content = in_tensorflow(_convert, spec, weights_file)
         with suppress(OSError):  # a cache that cannot be written costs time, no more
-            file = _cached(spec, weights_file)  # again: Keras may have downloaded the weights
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-                part.write(content)
-            os.replace(part.name, file)
+            # The name again: Keras may have downloaded the weights.
+            _write_cached(_cached(spec, weights_file), content)
         return content
+
+
+def _on_node(spec: BackboneSpec) -> bytes | None:
+    """Return what bootstrap.sh put on a cluster's node, None if there is nothing."""
+    file = Path(sys.prefix, "share/fruits/backbones", f"{spec.name}.tflite")
+    noted = Path(f"{file}.sha256")  # missing where a person put the network there
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if noted.exists() and not noted.read_text().startswith(f"{digest} "):
+        raise FruitsError(
+            f"{file} is not the file that `fruits emr stage` wrote: remove it and run bootstrap.sh "
+            "again, or give weights=FILE.tflite"
+        )
+    return content
+
+
+def _read_cached(file: Path) -> bytes | None:
+    """Return what `_write_cached` wrote, None if it is not there as it was written."""
+    with suppress(OSError):
+        digest, content = (whole := file.read_bytes())[:32], whole[32:]
+        if hashlib.sha256(content).digest() == digest:
+            return content
+    return None
+
+
+def _write_cached(file: Path, content: bytes) -> None:
+    """Write content behind its digest, or raise OSError and leave nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+        try:
+            part.write(hashlib.sha256(content).digest() + content)
+            part.flush()
+            os.replace(part.name, file)
+        except BaseException:
+            os.unlink(part.name)
+            raise
 
 
 @contextmanager
@@ -239,7 +295,7 @@ def _cached(spec: BackboneSpec, weights_file: bytes | None) -> Path:
     versions = [installed(name) for name in ("keras", "tensorflow", "tensorflow-cpu")]
     known = [spec.name, spec.seed, repr(NETWORKS[spec.backbone]), weights, versions, code]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    return cache_folder() / "backbones" / f"{spec.name}-{key}.tflite"
+    return cache_folder() / "backbones" / f"{spec.name}-{key}.sealed"
 
 
 def in_tensorflow(function: Callable, spec: BackboneSpec, weights_file: bytes | None, *arguments):

@@ -126,7 +126,9 @@ def write_rejects(run: Run, batch_id: int, rejects: list[dict], digest: str) -> 
     run.write_bytes(f"{folder('rejects', batch_id)}/{REJECTS_FILE}", buffer.getvalue())
 
 
-def keep(run: Run, images: Iterable[tuple], sound: str = "true") -> set[str]:
+def keep(
+    run: Run, images: Iterable[tuple], sound: str = "true", sound_rejects: str = "true"
+) -> set[str]:
     """Keep one sound row of each image in `features/` and `rejects/`, and return their paths.
 
     Batches that hold other rows, several rows of one path or damaged files, and those without a
@@ -139,18 +141,18 @@ def keep(run: Run, images: Iterable[tuple], sound: str = "true") -> set[str]:
     run : Run
     images : iterable of (path, label, split)
         As in the index.
-    sound : str
-        SQL condition on the rows of `features/`.
+    sound, sound_rejects : str
+        SQL conditions on the rows of `features/` and of `rejects/`.
     """
     ids, wanted, kept = complete(run), {tuple(image) for image in images}, {}
     if not ids:
         return set()
-    unread = F.col("reason").startswith(UNREADABLE)
+    decided = ~F.col("reason").startswith(UNREADABLE) & F.expr(sound_rejects)
     # A damaged file must not take the sound ones of its batch with it.
     with settings(run.spark, {"spark.sql.files.ignoreCorruptFiles": "true"}):
         tables = [
             read(run, table).select(*IMAGE, "batch_id", F.lit(table).alias("table"), good)
-            for table, good in (("features", F.expr(sound)), ("rejects", ~unread))
+            for table, good in (("features", F.expr(sound)), ("rejects", decided))
         ]
         bad = _damaged(run, ids) | {n for n in ids if not _written(run, n)}
         for *image, batch_id, table, good in reduce(DataFrame.union, tables).collect():

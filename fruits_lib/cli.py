@@ -185,13 +185,16 @@ def export(target: str, run_dir: str | None, precision: str | None, **asked) -> 
 
     Both are LiteRT files that take one uint8 RGB photograph. A backbone gives its features; with
     --run-dir the file gives the probability of every label, and what it answers is compared with
-    the run's own answers.
+    the run's own answers; the exit code is 1 if they are too far apart.
     """
     asked = {name: value for name, value in asked.items() if value is not None}
     if run_dir is not None:
         from fruits_lib.phone import export_run
 
-        click.echo(export_run(run_dir, target, precision or "float32", **asked))
+        exported = export_run(run_dir, target, precision or "float32", **asked)
+        click.echo(exported)
+        if exported.fault:
+            raise FruitsError(exported.fault)
         return
     if precision is not None:
         raise FruitsError(f"--precision {precision} belongs to --run-dir: give that too")

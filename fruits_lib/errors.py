@@ -36,8 +36,7 @@ def spark_errors(
         # The text nests stack traces of Python and Java. The last cause says most, unless that is
         # the socket of a worker that was killed.
         text = f"{type(error).__name__}: {error}"
-        causes = re.findall(
-            r"(?m)^(?:Caused by: )?(?:\w+\.)*((?!Socket)\w+(?:Error|Exception): \S.*)", text
-        )
-        reason = causes[-1] if causes else text.splitlines()[0]
+        name = r"(?m)^(?:Caused by: )?(?:\w+\.)*((?!Socket)\w+(?:Error|Exception)"
+        causes = re.findall(rf"{name}: \S.*)", text) or re.findall(rf"{name})$", text)
+        reason = causes[-1] if causes else text.splitlines()[0].rstrip(": ")
         raise FruitsError(f"{work} stopped ({reason}): {way_out}") from error

@@ -13,14 +13,14 @@ from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 from tqdm import tqdm
 
-from fruits_lib import batches, files
+from fruits_lib import backbones, batches, files
 from fruits_lib.backbones import Backbone
 from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import Run
 from fruits_lib.session import settings
 from fruits_lib.storage import is_s3
 from fruits_lib.text import printable
-from fruits_lib.udf import LARGEST_IMAGE
+from fruits_lib.udf import LARGEST_FILE, LARGEST_IMAGE, Decoding
 
 IMAGES_PER_CORE = 1500  # per batch: enough to hide its overhead, few to compute again
 FILE_BYTES = 32 * 2**20  # of features: a file costs whoever reads it eight requests on S3
@@ -46,16 +46,21 @@ class Featurized:
         )
 
 
-def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFrame]:
+def new_images(
+    run: Run, network: Backbone, decoding: Decoding, batch_size: int = 0
+) -> list[DataFrame]:
     """Return the images that the run has no sound row of yet, in batches, each a DataFrame.
 
     Rows that must not be there are removed first: several of one image, those of a changed label
-    or other weights, and damaged ones.
+    or other weights, and damaged ones. Where a limit of `decoding` is another one than before,
+    rejects and rows of truncated photographs go too, for a limit decides these.
 
     Parameters
     ----------
     run : Run
     network : Backbone
+    decoding : Decoding
+        Of the network's version.
     batch_size : int
         Images per batch, which a killed run computes again at most; 0 takes 1,500 per core.
 
@@ -63,7 +68,17 @@ def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFra
     -------
     list of DataFrame
         path, label, split, length, and uri or content, see `files.photographs`.
+
+    Raises
+    ------
+    FruitsError
+        If `decoding` is of another version than the run's features.
     """
+    if decoding.version != network.decoding:
+        raise FruitsError(
+            f"decoding is of version {decoding.version}, and the features of {run.uri} of version "
+            f"{network.decoding}: give udf.Decoding the version network.decoding"
+        )
     index = run.read_table("index").select("path", "label", "split", "length").collect()
     sound = (
         f"size(features) = {network.width} and weights_sha256 = '{network.sha256}' "
@@ -72,13 +87,21 @@ def new_images(run: Run, network: Backbone, batch_size: int = 0) -> list[DataFra
         "and array_contains(features, float('nan')) is false "
         "and array_max(features) < float('inf') and array_min(features) > float('-inf')"
     )
+    rejects = "true"
+    if not (unchanged := backbones.read_decoding(run) == decoding):
+        sound, rejects = f"{sound} and truncated is not true", "false"
     with spark_errors("02_featurize"):
-        done = batches.keep(run, (row[:3] for row in index), sound)
+        done = batches.keep(run, (row[:3] for row in index), sound, rejects)
+        if not unchanged:
+            run.void("featurize")
+            backbones.record_decoding(run, decoding)  # last: rows that it decides are gone by now
     rows = [tuple(row) for row in index if row.path not in done]
     size = _batch_size(run, batch_size)
     columns = "path string, label string, split string, length long"
     return [
-        files.photographs(run.spark, run.data, rows[start : start + size], columns)
+        files.photographs(
+            run.spark, run.data, rows[start : start + size], columns, decoding.max_bytes
+        )
         for start in range(0, len(rows), size)
     ]
 
@@ -87,10 +110,9 @@ def write(
     run: Run,
     featurized: list[DataFrame],
     network: Backbone,
-    max_pixels: int = 50_000_000,
+    decoding: Decoding,
     max_reject_ratio: float = 0.05,
     batch_size: int = 0,
-    truncated: str = "reject",
 ) -> Featurized:
     """Compute batches of features and write `features/` and `rejects/`.
 
@@ -104,8 +126,10 @@ def write(
     featurized : list of DataFrame
         `batch.mapInArrow(udf.featurizer(...), udf.schema())` for each batch of `new_images`.
     network : Backbone
-    max_pixels, batch_size, truncated : int, int, str
+    decoding : Decoding
         What the featurizer and `new_images` were given, for the manifest.
+    batch_size : int
+        What `new_images` was given.
     max_reject_ratio : float
         Share of rejects among all images, from 0 to 1, above which the run fails. What was
         computed stays.
@@ -116,7 +140,9 @@ def write(
         If a value is out of its bounds, the index is missing, a batch fails, or too many images
         are rejected.
     """
-    check_featurize(max_pixels, max_reject_ratio, batch_size, truncated)
+    check_featurize(
+        decoding.max_pixels, max_reject_ratio, batch_size, decoding.truncated, decoding.max_bytes
+    )
     with run.step("featurize") as entry:
         started = time.monotonic()
         images = run.require("load")["images"]
@@ -140,9 +166,8 @@ def write(
         entry.update(
             **asdict(network.spec),
             weights_sha256=network.sha256,
-            max_pixels=max_pixels,
+            **decoding.entry,
             max_reject_ratio=max_reject_ratio,
-            accept_truncated=truncated == "accept",
             width=network.width,
             **rows,
             digests=batches.written(run),
@@ -174,7 +199,11 @@ def _fault(result: Featurized, max_reject_ratio: float) -> str:
 
 
 def check_featurize(
-    max_pixels: int, max_reject_ratio: float, batch_size: int = 0, truncated: str = "reject"
+    max_pixels: int,
+    max_reject_ratio: float,
+    batch_size: int = 0,
+    truncated: str = "reject",
+    max_bytes: int = Decoding.max_bytes,
 ) -> None:
     """Raise FruitsError, in one line, if a parameter of 02_featurize is out of its bounds."""
     if not 1 <= max_pixels <= LARGEST_IMAGE:
@@ -189,6 +218,10 @@ def check_featurize(
         raise FruitsError(f"batch_size={batch_size} is below 0: choose 0 for 1,500 images per core")
     if truncated not in ("reject", "accept"):
         raise FruitsError(f"truncated={truncated!r} is not known: choose reject or accept")
+    if not 1 <= max_bytes <= LARGEST_FILE:
+        raise FruitsError(
+            f"max_bytes={max_bytes} is outside 1 to {LARGEST_FILE}: choose one inside"
+        )
 
 
 def reject_reasons(run: Run) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from fruits_lib import aws, storage
 from fruits_lib.errors import FruitsError
 from fruits_lib.session import settings
-from fruits_lib.udf import FETCHERS, hasher, raw_format
+from fruits_lib.udf import FETCHERS, LARGEST_FILE, hasher, raw_format
 
 SPLITS = {
     name: split
@@ -248,7 +248,13 @@ def times(index: DataFrame) -> list[tuple]:
     return list(map(tuple, rows))
 
 
-def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str) -> DataFrame:
+def photographs(
+    spark: SparkSession,
+    data: str,
+    rows: list[tuple],
+    columns: str,
+    max_bytes: int = LARGEST_FILE,
+) -> DataFrame:
     """Return photographs of the index as the input of the functions of `udf`.
 
     Parameters
@@ -260,6 +266,8 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
         Values of `columns`; the first is the path, the last the length.
     columns : str
         Their schema.
+    max_bytes : int
+        Longer files come without content, for `udf` refuses them unread.
 
     Returns
     -------
@@ -272,10 +280,12 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
         cores = spark.sparkContext.defaultParallelism
         tasks = cores * min(TASKS_PER_CORE, 1 + len(rows) // (cores * IMAGES_PER_TASK))
         return table.repartition(tasks).withColumn("uri", F.concat(F.lit(f"{data}/"), "path"))
-    empty = table.filter("length = 0").withColumn("content", F.lit(b""))
+    unread = f"length = 0 or length > {max_bytes}"
+    empty = table.filter(unread).withColumn("content", F.lit(b""))
     # Escaped, because where Spark takes no patterns, as in `runs.reader`, it reads a list of paths
     # once more for each path that could be one.
-    filled = [_PATTERN.sub(r"\\\g<0>", f"{data}/{row[0]}") for row in rows if row[-1]]
+    paths = [f"{data}/{row[0]}" for row in rows if 0 < row[-1] <= max_bytes]
+    filled = [_PATTERN.sub(r"\\\g<0>", path) for path in paths]
     if not filled:
         return empty
     # Spark counts 4 MB for opening any file, which makes tasks of 30 photographs.
@@ -284,6 +294,7 @@ def photographs(spark: SparkSession, data: str, rows: list[tuple], columns: str)
             spark.read.format("binaryFile")
             .option("ignoreMissingFiles", "true")
             .load(filled)
+            .filter(F.col("length") <= max_bytes)  # of a file that has grown: before it is read
             .select(F.substring("path", len(data) + 2, 1 << 30).alias("path"), "content")
         )
     return content.join(F.broadcast(table), "path").select(*table.columns, "content").union(empty)

@@ -59,8 +59,10 @@ MANIFEST = {
         "seed": Key(int, _BACKBONE),
         "width": Key(int, _BACKBONE),
         "weights_sha256": Key(str, _WEIGHTS),
-        "max_pixels": Key(int, f"{INFORMATION}how photographs of the sample are decoded again"),
-        "accept_truncated": Key(bool, f"{INFORMATION}as max_pixels"),
+        "max_pixels": Key(int, _BACKBONE),
+        "max_bytes": Key(int, _BACKBONE, False),
+        "accept_truncated": Key(bool, _BACKBONE),
+        "decoding": Key(int, _BACKBONE, False),
         "max_reject_ratio": Key(_NUMBER, _ASKED, False),
         "features": Key(int, _COUNTS),
         "truncated": Key(int, _COUNTS, False),
@@ -139,6 +141,7 @@ _MODEL_KEYS = ("mean", "std", "standardize", "components", "eigenvalues")
 FILES = {
     "backbone/backbone.json": {
         **dict.fromkeys(("backbone", "weights", "input_size", "pooling", "seed"), _BACKBONE),
+        **dict.fromkeys(("max_pixels", "max_bytes", "accept_truncated", "decoding"), _BACKBONE),
         "width": _BACKBONE,
         "sha256": _WEIGHTS,
     },

@@ -142,10 +142,16 @@ def thumbnails(run: Run, paths: Iterable[str], size: int = 96) -> pd.DataFrame:
     paths = list(dict.fromkeys(paths))
     index = run.read_table("index").filter(F.col("path").isin(paths))
     rows = index.select("path", "label", "length").collect()
+    featurized = run.manifest().get("featurize")
+    decoding = udf.Decoding.of(featurized) if featurized else udf.Decoding()
     photographs = files.photographs(
-        run.spark, run.data, rows, "path string, label string, length long"
+        run.spark,
+        run.data,
+        rows,
+        "path string, label string, length long",
+        decoding.max_bytes,
     )
-    made = photographs.mapInArrow(udf.thumbnailer(size), udf.THUMBNAILS).collect()
+    made = photographs.mapInArrow(udf.thumbnailer(size, decoding), udf.THUMBNAILS).collect()
     labels = {row.path: row.label for row in rows}
     pictures = {row.path: row for row in made}
     shape = size, size, 3

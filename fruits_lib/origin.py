@@ -1,6 +1,7 @@
 """05: checks of a run against its photographs, which are listed, read and computed again."""
 
 import secrets
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -12,6 +13,7 @@ from fruits_lib.backbones import Backbone, check_litert
 from fruits_lib.checks import Check, at_most, none_of, reading
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import Run
+from fruits_lib.udf import LARGEST_FILE, LARGEST_IMAGE
 
 SAMPLE = 128  # photographs that are computed again; more, if labels are more: one of each
 MOST_REJECTS = 1000  # that are decoded again
@@ -156,10 +158,11 @@ def check_backbone(run: Run, described: dict, network: Backbone) -> Check:
         What it describes.
     """
     recorded = run.require("featurize")
+    names = *vars(network.spec), "width", *udf.Decoding().entry
     wrong = [
-        f"{name} is {described[name]!r} in backbone.json, {recorded[name]!r} in the manifest"
-        for name in (*vars(network.spec), "width")
-        if described[name] != recorded[name]
+        f"{name} is {described[name]!r} in backbone.json, {recorded.get(name)!r} in the manifest"
+        for name in names
+        if name in described and described[name] != recorded.get(name)
     ]
     with reading(run, "backbone", "02_featurize"):
         if (width := check_litert(network.content, network.spec)) != network.width:
@@ -189,21 +192,23 @@ def check_sample(
     then : str
         What to do about a failure, when features/ and rejects/ are removed.
     """
-    entry = run.require("featurize")
     stored = {row.path: row for row in _sample(run, seed).collect()}
     order = F.xxhash64(F.lit(seed), "path")
     rejects = run.read_table("rejects").orderBy(order).limit(MOST_REJECTS)
     reasons = {row.path: row.reason for row in rejects.collect()}
     index = run.read_table("index").select("path", "label", "split", "length")
-    rows = index.filter(F.col("path").isin([*stored, *reasons])).collect()
-    run_backbone = udf.featurizer(
-        run.spark.sparkContext.broadcast(content),
-        size,
-        entry["max_pixels"],
-        "accept" if entry["accept_truncated"] else "reject",
+    decoding = udf.Decoding.of(run.require("featurize"))
+    # A photograph that has features keeps them when a limit is lowered.
+    unlimited = replace(
+        decoding, max_pixels=LARGEST_IMAGE, max_bytes=LARGEST_FILE, truncated="accept"
     )
-    photographs = files.photographs(run.spark, run.data, rows, _COLUMNS)
-    computed = photographs.mapInArrow(run_backbone, udf.schema()).collect()
+    weights, parts = run.spark.sparkContext.broadcast(content), []
+    for paths, rules in ((stored, unlimited), (reasons, decoding)):
+        rows = index.filter(F.col("path").isin([*paths])).collect()
+        photographs = files.photographs(run.spark, run.data, rows, _COLUMNS, rules.max_bytes)
+        run_backbone = udf.featurizer(weights, size, rules)
+        parts.append(photographs.mapInArrow(run_backbone, udf.schema()))
+    computed = reduce(DataFrame.union, parts).collect()
     other_reasons = [
         f"{row.path} ({reasons[row.path]!r}, now {row.reason!r})"
         for row in computed

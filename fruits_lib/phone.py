@@ -5,6 +5,7 @@ The file takes one photograph, uint8 RGB (1, size, size, 3), and gives float32 p
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from fruits_lib.backbones import in_tensorflow, network
 from fruits_lib.errors import FruitsError
 from fruits_lib.networks import KERAS_WEIGHTS, BackboneSpec, check_backbone
 from fruits_lib.results import Results, open_results
+from fruits_lib.splits import FITTED_SHARE
 from fruits_lib.udf import ImageError, decode_image, open_backbone
 
 PRECISIONS = ("float32", "float16", "int8")
-TOLERANCE = 1e-3  # of a probability in float32, and of features by their largest
+# The largest difference of a probability. Half precision keeps 11 bits of each weight: of 992
+# photographs, 5e-3 was seen. Eight bits whose ranges fit gave 9e-3 there; beyond 0.05, a label that
+# leads by ten points may lose.
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "int8": 5e-2}
+TOLERANCE = TOLERANCES["float32"]  # of features too, by their largest
 CALIBRATION = 200  # photographs, by which int8 finds the range of every layer
 BLOCK = 64  # photographs that are decoded, then answered by one file after the other
 
@@ -47,18 +53,39 @@ class Exported:
     input_size: int
     network: str  # how it was found to be the run's
     photographs: int
-    split: str  # of the photographs; empty for all
+    tested_on: str  # what 06 calls them
     left_out: int  # photographs that could not be read
+    calibrated: int  # photographs that gave int8 its ranges
     agreements: list[Agreement]  # float32, then the precision that was asked for
 
+    @property
+    def fault(self) -> str:
+        """Why the file should not be used as it is, or nothing."""
+        found = self.agreements[-1]
+        if found.difference <= TOLERANCES[found.precision]:
+            return ""
+        better = {"int8": "float16", "float16": "float32"}[found.precision]
+        return (
+            f"{found.precision} differs from Spark by {found.difference:.1e} in a probability, "
+            f"more than {TOLERANCES[found.precision]}: give --precision {better}, or a run with "
+            f"more photographs; {self.file} was written all the same"
+        )
+
     def __str__(self) -> str:
-        size, split = self.input_size, f"{self.split} " if self.split else ""
-        judged = f"Judged by {self.photographs:,} {split}photographs of the run"
+        size = self.input_size
+        judged = (
+            f"Judged by {self.photographs:,} photographs that the classifier was not fitted on: "
+            f"{self.tested_on}"
+        )
         if self.left_out:
             judged += f"; {self.left_out:,} more could not be read"
+        intervals = [interval(found.same_label, self.photographs) for found in self.agreements]
         table = {
             "": [found.precision for found in self.agreements],
             "same label as Spark": [f"{found.same_label:.2%}" for found in self.agreements],
+            "95 % interval of that share (Wilson)": [
+                f"{low:.1%} to {high:.1%}" for low, high in intervals
+            ],
             "largest difference of a probability": [
                 f"{found.difference:.1e}" for found in self.agreements
             ],
@@ -68,8 +95,14 @@ class Exported:
             ],
             "megabytes": [f"{found.size / 1e6:.2f}" for found in self.agreements],
         }
-        rows = [f"| {name:<37} | " + " | ".join(f"{v:>8}" for v in table[name]) for name in table]
-        rows.insert(1, f"| {'-' * 37} | " + " | ".join("-" * 7 + ":" for _ in self.agreements))
+        rows = [f"| {name:<37} | " + " | ".join(f"{v:>16}" for v in table[name]) for name in table]
+        rows.insert(1, f"| {'-' * 37} | " + " | ".join("-" * 15 + ":" for _ in self.agreements))
+        notes = [self.fault]
+        if self.agreements[-1].precision == "int8" and self.calibrated < CALIBRATION:
+            notes.append(
+                f"int8 found the range of every layer by {self.calibrated:,} photographs, fewer "
+                f"than {CALIBRATION}: others may go beyond"
+            )
         lines = [
             self.file,
             "",
@@ -78,8 +111,21 @@ class Exported:
             f"{judged}.",
             "",
             *(f"{row} |" for row in rows),
+            *(f"\nWarning: {note}." for note in notes if note),
         ]
         return "\n".join(lines)
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Return the bounds of the 95 % interval of a share of n trials.
+
+    By E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209-212: it holds
+    for shares of 0 and 1 too.
+    """
+    z = 1.959964  # of the normal distribution, with 2.5 % beyond
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def export_run(run_dir: str, target: str, precision: str = "float32", **asked) -> Exported:
@@ -98,7 +144,8 @@ def export_run(run_dir: str, target: str, precision: str = "float32", **asked) -
     ------
     FruitsError
         If the run has no classifier, its network cannot be built again, or the file in float32
-        does not answer what Spark did.
+        does not answer what Spark did. Another precision that does not is written, and its `fault`
+        says so.
     """
     if precision not in PRECISIONS:
         raise FruitsError(
@@ -109,11 +156,13 @@ def export_run(run_dir: str, target: str, precision: str = "float32", **asked) -
     spec, weights_file = _weights(run, asked)
     storage.check_writable(target, "--to")
     answers = run.read_table("labels", ["path", "label", "split", "predicted", "probability"])
-    answers = answers.to_pandas()
-    judged = answers[answers["split"] == classify["tested_on"]]
-    others = answers.drop(judged.index)
-    judged, others = (part if len(part) else answers for part in (judged, others))
-    chosen = others.sample(min(CALIBRATION, len(others)), random_state=0)["path"]
+    fitted, judged = _parts(answers.to_pandas(), classify)
+    if len(judged) != classify["tested"]:
+        raise FruitsError(
+            f"{run.uri}/labels has {len(judged):,} photographs to test on, and 06_classify "
+            f"recorded {classify['tested']:,}: run 06_classify again"
+        )
+    chosen = fitted.sample(min(CALIBRATION, len(fitted)), random_state=0)["path"]
     calibration = [pixels for _, pixels in _decoded(run, chosen)]
     if not calibration:
         raise FruitsError(f"{run.data} has no photograph of the run left: bring them back")
@@ -140,13 +189,30 @@ def export_run(run_dir: str, target: str, precision: str = "float32", **asked) -
         spec.input_size,
         same_network,
         found,
-        classify["tested_on"] if len(judged) < len(answers) else "",
+        classify["tested_on"],
         len(judged) - found,
+        len(calibration),
         agreements,
     )
     storage.write_bytes(file, packed[precision])
     storage.write_text(file.replace(".tflite", ".md"), f"{exported}\n")
     return exported
+
+
+def _parts(answers, classify: dict):
+    """Return the rows of `labels/` that 06 fitted, and those that it tested: see `splits`."""
+    answers = answers[answers["label"].notna()]
+    if classify["fitted_on"] == "Training":
+        fitted = answers["split"] == "Training"
+        known = answers["label"].isin(answers["label"][fitted])
+        return answers[fitted], answers[known & (answers["split"] == classify["tested_on"])]
+    texts = (f"{classify['seed']}/{path}" for path in answers["path"])
+    chance = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    answers = answers.assign(chance=chance).sort_values(["chance", "path"])
+    of_label = answers.groupby("label")["path"]
+    bound = (FITTED_SHARE * of_label.transform("size")).astype(int).clip(lower=1)
+    fitted = of_label.cumcount() < bound
+    return answers[fitted], answers[~fitted]
 
 
 def _weights(run: Results, asked: dict) -> tuple[BackboneSpec, bytes | None]:
@@ -257,13 +323,20 @@ def _decoded(run: Results, paths) -> Iterator[tuple[int, np.ndarray]]:
     for number, content in enumerate(run.photographs(paths)):
         try:
             if content is not None:
-                yield number, decode_image(content, run.spec.input_size, **run.decoding)
+                yield number, decode_image(content, run.spec.input_size, run.decoding)
         except ImageError:
             continue  # it has changed
 
 
 def _judge(run: Results, judged, labels: list[str], files: dict) -> tuple[list[Agreement], int]:
     """Return what files answer for photographs of `labels/`, and how many could be read."""
+    expected = appfile.lines(labels)
+    for file in files.values():
+        if any(found != expected for found in appfile.read_labels(file)):
+            raise FruitsError(
+                f"{appfile.LABELS} of the file does not hold the {len(labels):,} labels in their "
+                "order: nothing was written, report it with the names of the label folders"
+            )
     answer = {precision: open_backbone(file) for precision, file in files.items()}
     answers = {precision: [] for precision in files}
     seconds = {precision: [] for precision in files}

@@ -99,7 +99,7 @@ def predict(run: Results, photographs: Sequence[str]) -> list[Prediction]:
         If a photograph is missing or a folder, or the run lacks a result.
     """
     run.require("pca")
-    contents = [_read(photograph) for photograph in photographs]
+    contents = [_read(photograph, run.decoding.max_bytes) for photograph in photographs]
     model, infer = run.read_npz("model.npz"), open_backbone(run.read_backbone())
     classifier = run.read_npz("classifier.npz") if run.classified else None
     known = run.read_table("pca", ["path", "label", "pca"])
@@ -109,7 +109,7 @@ def predict(run: Results, photographs: Sequence[str]) -> list[Prediction]:
     found = []
     for photograph, content in zip(photographs, contents, strict=True):
         try:
-            pixels = decode_image(content, run.spec.input_size, **run.decoding)
+            pixels = decode_image(content, run.spec.input_size, run.decoding)
         except ImageError as error:
             found.append(Prediction(photograph, content, str(error), np.empty(0), [], []))
             continue
@@ -167,9 +167,12 @@ def _guesses(classifier: dict, scores: np.ndarray) -> list[tuple[str, float]]:
     return [(str(classifier["labels"][i]), float(probabilities[i])) for i in order]
 
 
-def _read(photograph: str) -> bytes:
+def _read(photograph: str, max_bytes: int) -> bytes:
+    path = storage.local_path(photograph)
+    if path and (path.is_char_device() or path.is_block_device()):
+        raise FruitsError(f"{photograph} is a device: give photographs")
     try:
-        return storage.read_bytes(photograph)
+        return storage.read_bytes(photograph, most=max_bytes)
     except IsADirectoryError:
         raise FruitsError(
             f"{photograph} is a folder: give photographs, or `fruits apply` for a folder"
@@ -182,6 +185,6 @@ def _read(photograph: str) -> bytes:
 
 def _thumbnail(content: bytes, run: Results) -> np.ndarray | None:
     try:
-        return decode_image(content, THUMBNAIL, **run.decoding)
+        return decode_image(content, THUMBNAIL, run.decoding)
     except ImageError:
         return None

@@ -13,6 +13,7 @@ from fruits_lib.errors import FruitsError
 from fruits_lib.networks import BackboneSpec
 from fruits_lib.runs import load_npz, read_manifest
 from fruits_lib.stages import STAGES, WRITTEN_BY, recorded
+from fruits_lib.udf import Decoding
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,9 @@ class Results:
         return "error" not in self.manifest.get("classify", {"error": ""})
 
     @property
-    def decoding(self) -> dict:
-        """The options of `udf.decode_image` that made the features."""
-        entry = self.require("featurize")
-        truncated = "accept" if entry["accept_truncated"] else "reject"
-        return {"max_pixels": entry["max_pixels"], "truncated": truncated}
+    def decoding(self) -> Decoding:
+        """How the photographs of the features were decoded."""
+        return Decoding.of(self.require("featurize"))
 
     @property
     def spec(self) -> BackboneSpec:
@@ -87,11 +86,15 @@ class Results:
         return pa.concat_tables(tables).sort_by("path")
 
     def photographs(self, paths: Iterable[str]) -> Iterator[bytes | None]:
-        """Yield the files of photographs of the run, None for those that cannot be read."""
+        """Yield the files of photographs of the run, None for those that cannot be read.
+
+        Files are bounded as in `storage.read_bytes`, by the run's `max_bytes`.
+        """
+        most = self.decoding.max_bytes
         read_object = storage.reader() if storage.is_s3(self.data) else None
         for path in paths:
             try:
-                yield storage.read_bytes(f"{self.data}/{path}", read_object)
+                yield storage.read_bytes(f"{self.data}/{path}", read_object, most)
             except (OSError, ValueError, FruitsError):  # ValueError: a scheme that nobody knows
                 yield None
 

@@ -20,6 +20,7 @@ from botocore.exceptions import (
 )
 
 from fruits_lib import aws
+from fruits_lib.bounded import read_file
 from fruits_lib.errors import FruitsError
 from fruits_lib.networks import KERAS_WEIGHTS
 
@@ -81,15 +82,19 @@ def _client(environment: frozenset):
 
 
 def reader():
-    """Return a function that reads one object by its `s3://` URI, whole, from any thread."""
+    """Return a function that reads one object by its `s3://` URI from any thread.
+
+    It reads the object whole; with a bound, as `read_bytes` does.
+    """
     s3 = _s3()
 
-    def read(uri: str) -> bytes:
+    def read(uri: str, most: int | None = None) -> bytes:
         bucket, key = uri.split("://", 1)[1].split("/", 1)
         for later_attempts in (2, 1, 0):
-            body = s3.get_object(Bucket=bucket, Key=key)["Body"]
+            answer = s3.get_object(Bucket=bucket, Key=key)
+            too_long = most is not None and answer["ContentLength"] > most
             try:
-                return body.read()
+                return answer["Body"].read(most + 1 if too_long else None)
             except (HTTPClientError, IncompleteReadError):  # botocore repeats requests, not bodies
                 if not later_attempts:
                     raise
@@ -97,25 +102,28 @@ def reader():
     return read
 
 
-def read_bytes(uri: str, read_object: Callable[[str], bytes] | None = None) -> bytes:
+def read_bytes(
+    uri: str, read_object: Callable[..., bytes] | None = None, most: int | None = None
+) -> bytes:
     """Return the content of a local path, an `s3://` URI, or another one that pyarrow knows.
 
-    `read_object` is what `reader` returned, where one client serves many files. A missing file is
-    a FileNotFoundError; what S3 refuses is a FruitsError.
+    `read_object` is what `reader` returned, where one client serves many files. Of a longer file
+    than `most` come that many bytes and one more. A missing file is a FileNotFoundError; what S3
+    refuses is a FruitsError.
     """
     if is_s3(uri):
         try:
-            return (read_object or reader())(uri)
+            return (read_object or reader())(uri, most)
         except (ClientError, BotoCoreError) as error:
             code = getattr(error, "response", {}).get("Error", {}).get("Code")
             if code in ("NoSuchKey", "404"):
                 raise FileNotFoundError(uri) from None
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
     if path := local_path(uri):
-        return path.read_bytes()
+        return path.read_bytes() if most is None else read_file(path, most)
     file_system, name = _arrow(uri)
     with file_system.open_input_stream(name) as stream:
-        return stream.read()
+        return stream.read(None if most is None else most + 1)
 
 
 def read_text(uri: str) -> str:
@@ -162,8 +170,12 @@ def write_bytes(uri: str, content: bytes) -> None:
     elif path := local_path(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")  # so that a kill leaves no half of a file
-        part.write_bytes(content)
-        part.replace(path)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)  # it would keep a full disk full
+            raise
     else:
         file_system, name = _arrow(uri)
         file_system.create_dir(name.rsplit("/", 1)[0])

@@ -47,13 +47,14 @@ def write_index(run, data, overwrite=False, exclude=""):
 def write_features(run, network, max_reject_ratio=0.05, max_pixels=50_000_000, **options):
     """02: compute the features of new images; `featurizer` replaces the library's own."""
     featurizer = options.pop("featurizer", udf.featurizer)
-    truncated, batch_size = options.get("truncated", "reject"), options.get("batch_size", 0)
+    limits = {name: options.pop(name) for name in ("max_bytes", "truncated") if name in options}
+    decoding = udf.Decoding(max_pixels, version=network.decoding, **limits)
     run = open_run(run.spark, run.uri, stage="featurize", overwrite=True)
     content = run.spark.sparkContext.broadcast(network.content)
-    run_backbone = featurizer(content, network.spec.input_size, max_pixels, truncated)
-    images = featurize.new_images(run, network, batch_size)
+    run_backbone = featurizer(content, network.spec.input_size, decoding)
+    images = featurize.new_images(run, network, decoding, options.get("batch_size", 0))
     featurized = [batch.mapInArrow(run_backbone, udf.schema()) for batch in images]
-    return featurize.write(run, featurized, network, max_pixels, max_reject_ratio, **options)
+    return featurize.write(run, featurized, network, decoding, max_reject_ratio, **options)
 
 
 def pick_k(run, variance=0.9, k=0, standardize=False, fit_split=""):
@@ -117,18 +118,19 @@ def classify_scores(run, neighbors=1, seed=0):
     return found
 
 
-def apply_model(spark, run_dir, data, to, overwrite=False, max_reject_ratio=0.5, **options):
+def apply_model(spark, run_dir, data, to, overwrite=False, max_reject_ratio=0.5, **limits):
     """apply: score and label new photographs by the model of a run; see `apply.write`."""
     known = apply.open_known(spark, str(run_dir))
-    run = apply.open_results(known, str(data), str(to), overwrite=overwrite, **options)
+    run = apply.open_results(known, str(data), str(to), overwrite)
     network = backbones.copy_backbone(known.run, run)
     load.write_index(run, load.list_files(run), overwrite)
+    decoding = udf.Decoding(version=network.decoding, **limits)
     run_backbone = udf.featurizer(
-        spark.sparkContext.broadcast(network.content), network.spec.input_size, 50_000_000
+        spark.sparkContext.broadcast(network.content), network.spec.input_size, decoding
     )
-    images = featurize.new_images(run, network)
+    images = featurize.new_images(run, network, decoding)
     featurized = [batch.mapInArrow(run_backbone, udf.schema()) for batch in images]
-    featurize.write(run, featurized, network, max_reject_ratio=max_reject_ratio)
+    featurize.write(run, featurized, network, decoding, max_reject_ratio)
     vectors = run.read_table("features").withColumn("features_vector", array_to_vector("features"))
     answers = models.load_model(known.run, known.model).transform(vectors)
     answers = answers.withColumn("pca", vector_to_array("pca_vector", "float32"))

@@ -141,6 +141,11 @@ def test_only_added_photographs_are_computed(spark, sample, classified, new, cop
     assert manifest(copy)["featurize"]["computed"] == 1
 
 
+def test_another_limit_computes_the_rejects_again(spark, classified, new, copy):
+    assert apply_model(spark, classified[0], new, copy, truncated="accept").checks.failed == []
+    assert manifest(copy)["featurize"]["computed"] == 2
+
+
 def test_what_was_killed_goes_on(spark, classified, new, copy):
     entry = manifest(copy)
     for stage in ("featurize", "apply"):
@@ -212,10 +217,10 @@ class TestRefused:
         (folder / "manifest.json").write_text(json.dumps(entry))
         assert "of another network" in self.refused(spark, folder, new, copy)
 
-    def test_other_rules_of_decoding(self, spark, classified, new, copy):
-        assert "truncated=reject, not 50000000 and accept" in self.refused(
-            spark, classified[0], new, copy, truncated="accept"
-        )
+    def test_features_of_another_decoding(self, spark, classified, new, copy):
+        file = copy / "backbone/backbone.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "decoding": 1}))
+        assert "of another decoding" in self.refused(spark, classified[0], new, copy)
 
     def test_no_photograph_that_decodes(self, spark, classified, tmp_path):
         (tmp_path / "new").mkdir()

@@ -1,9 +1,12 @@
 """A backbone is a Keras network, exported once per run to a LiteRT file that computes the same."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -321,6 +324,7 @@ def test_the_run_folder_says_what_its_backbone_is(tiny_run, tiny):
         "seed": 0,
         "width": 1280,
         "sha256": sha256(tiny.read_bytes()),
+        "decoding": 2,
     }
 
 
@@ -562,13 +566,64 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(conversions, cache):
 def test_nothing_partial_is_left_in_the_cache(conversions, cache):
     export(check_backbone("vgg16", "random"))
     (file,) = cache.iterdir()
-    assert file.read_bytes() == b"network 1"
+    assert file.read_bytes().endswith(b"network 1")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-4] + b"\0\0\0\0",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content + b"\0",
+    ],
+    ids=["changed", "half", "empty", "longer"],
+)
+def test_a_damaged_file_in_the_cache_is_made_again(conversions, cache, damage):
+    spec = check_backbone("vgg16", "random")
+    export(spec)
+    (file,) = cache.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert [export(spec) for _ in range(2)] == [b"network 2"] * 2
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["flush", "replace"])
+def test_a_full_disk_leaves_no_part_in_the_cache(conversions, cache, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call == "replace":
+        monkeypatch.setattr(os, "replace", full)
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        monkeypatch.setattr(backbones, "in_tensorflow", lambda *_: bytes(100_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # real bytes, then an error
+    try:
+        assert export(check_backbone("vgg16", "random"))
+    finally:
+        if call == "flush":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert list(cache.iterdir()) == []
 
 
 def test_an_export_that_runs_out_of_memory_says_so():
     message = r"^the process of TensorFlow was killed: check whether the machine ran out of memory$"
     with pytest.raises(FruitsError, match=message):
         backbones._in_own_process(os._exit, 137)
+
+
+def test_a_damaged_network_on_a_node_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    file = tmp_path / "share/fruits/backbones/vgg16-224-avg-imagenet.tflite"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"damaged")
+    for text in ("", f"{sha256(b'whole')}  {file.name}\n"):
+        Path(f"{file}.sha256").write_text(text)
+        with pytest.raises(FruitsError, match=r"is not the file that .* wrote: remove it and run"):
+            export(check_backbone("vgg16"))
 
 
 def test_importing_the_library_does_not_import_tensorflow():
@@ -580,9 +635,10 @@ def test_importing_the_library_does_not_import_tensorflow():
 
 
 def test_a_node_takes_imagenet_from_where_bootstrap_put_it(spark, tiny, tmp_path, monkeypatch):
-    folder = tmp_path / "share/fruits/backbones"
-    folder.mkdir(parents=True)
-    (folder / "mobilenet_v2-32-avg-imagenet.tflite").write_bytes(tiny.read_bytes())
+    file = tmp_path / "share/fruits/backbones/mobilenet_v2-32-avg-imagenet.tflite"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(tiny.read_bytes())
+    Path(f"{file}.sha256").write_text(f"{sha256(tiny.read_bytes())}  {file.name}\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     exported = export_backbone(
         open_run(spark, str(tmp_path / "run")), "mobilenet_v2", "imagenet", 32

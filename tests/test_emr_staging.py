@@ -63,6 +63,7 @@ def test_everything_that_a_node_needs_is_staged(world, wheels):
         f"stage/{WHEEL}.sha256",
         "stage/wheelhouse/x86_64/numpy.whl",
         BACKBONE,
+        f"{BACKBONE}.sha256",
         *(f"stage/notebooks/{name}" for name in notebooks),
         *(f"jupyter/jovyan/{name}" for name in notebooks),
     }
@@ -82,7 +83,7 @@ def test_a_second_staging_writes_nothing(world, wheels):
     (first,), (second,) = stage(world, wheels), stage(world, wheels)
     count = len(world.listing())
     assert first == f"{STAGE}: {count} files written, 0 there already"
-    assert second == f"{STAGE}: 0 files written, {count - 1} there already"  # not the backbone
+    assert second == f"{STAGE}: 0 files written, {count - 2} there already"  # not the backbone
 
 
 def test_a_changed_file_is_replaced_alone(world, wheels, checkout):
@@ -90,6 +91,13 @@ def test_a_changed_file_is_replaced_alone(world, wheels, checkout):
     (checkout / "bootstrap.sh").write_text("#!/bin/bash\ntrue\n")
     assert ": 1 files written, " in stage(world, wheels)[0]
     assert world.content("stage/bootstrap.sh").endswith(b"true\n")
+
+
+def test_the_backbone_has_its_sha256_beside_it(world, wheels):
+    stage(world, wheels)
+    digest, name = world.content(f"{BACKBONE}.sha256").decode().split()
+    assert digest == hashlib.sha256(world.content(BACKBONE)).hexdigest()
+    assert f"stage/backbones/{name}" == BACKBONE
 
 
 def test_the_wheel_has_its_sha256_beside_it(world, wheels):

@@ -1,6 +1,7 @@
 """Every image becomes features or a reject, exactly once, and the network runs once for it."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,14 +18,14 @@ from PIL import Image
 from pipeline import write_features, write_index
 from pyspark.sql import functions as F
 
-from fruits_lib import batches
+from fruits_lib import batches, load, origin
 from fruits_lib import featurize as stage
 from fruits_lib.backbones import export_backbone
 from fruits_lib.errors import FruitsError
 from fruits_lib.featurize import check_featurize
 from fruits_lib.runs import Run, open_run
 from fruits_lib.sample import GOOD, REJECTS
-from fruits_lib.udf import decode_image, featurizer, open_backbone
+from fruits_lib.udf import Decoding, decode_image, featurizer, open_backbone
 
 REASONS = {
     "Test/Grape Blue/truncated.jpg": "damaged image: image file is truncated",
@@ -302,6 +303,126 @@ def test_a_truncated_jpeg_is_rejected_or_accepted_and_counted(few, truncated, fe
     assert run.manifest()["featurize"]["truncated"] == features - 6
 
 
+def test_a_file_of_two_terabytes_is_a_reject_that_is_not_read(few):
+    run, backbone, data = few
+    with open(data / "label/huge.tif", "wb") as file:
+        file.truncate(2 * 10**12)
+    write_index(run, data)
+    result = write_features(run, backbone, max_reject_ratio=1)
+    assert (result.features, result.rejects) == (6, 1)
+    run = open_run(run.spark, run.uri)
+    reason = "2000000000000 bytes, more than max_bytes=500000000"
+    assert list(stage.reject_reasons(run)["reason"]) == [reason]
+    (thumbnail,) = load.thumbnails(run, ["label/huge.tif"])["reason"]
+    assert thumbnail == reason
+    found = origin.check_sample(run, backbone.content, 32)
+    assert all(check.passed for check in found)
+
+
+def test_a_shortage_of_memory_stops_the_batch_and_says_where(few):
+    run, backbone, _ = few
+
+    def failing(*arguments):
+        def run_backbone(batches):
+            from unittest.mock import patch
+
+            from fruits_lib import udf
+
+            decode = udf._decode_image
+
+            def fail_at_3(content, *options):
+                if hashlib.sha256(content).hexdigest() == third:
+                    raise MemoryError
+                return decode(content, *options)
+
+            with patch.object(udf, "_decode_image", fail_at_3):
+                yield from featurizer(*arguments)(batches)
+
+        return run_backbone
+
+    third = hashlib.sha256((few[2] / "label/3.png").read_bytes()).hexdigest()
+    message = r"^02_featurize stopped \(PhotographError: 'label/3.png': MemoryError\): run it again"
+    with pytest.raises(FruitsError, match=message) as caught:
+        write_features(run, backbone, featurizer=failing)
+    assert "\n" not in str(caught.value)
+    assert write_features(run, backbone).features == 6
+
+
+# --- how photographs were decoded ---------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(few):
+    """The same with a truncated JPEG and a large one, computed: (run, backbone, data folder)."""
+    run, backbone, data = few
+    Image.effect_noise((64, 64), 50).save(data / "label/cut.jpg")
+    content = (data / "label/cut.jpg").read_bytes()
+    (data / "label/cut.jpg").write_bytes(content[: len(content) // 2])
+    Image.linear_gradient("L").resize((640, 320)).save(data / "label/large.jpg")
+    write_index(run, data)
+    limits = {"max_pixels": 100_000, "truncated": "accept", "max_reject_ratio": 1}
+    result = write_features(run, backbone, **limits)
+    assert (result.features, result.truncated, result.rejects) == (7, 1, 1)
+    return run, backbone, data
+
+
+def killed(run, **changes):
+    """Take away what 02 records at its end, and change `backbone.json`; None removes a key."""
+    run.void("featurize")
+    entry = {**json.loads(run.read_bytes("backbone/backbone.json")), **changes}
+    kept = {name: value for name, value in entry.items() if value is not None}
+    run.write_bytes("backbone/backbone.json", json.dumps(kept).encode())
+
+
+def test_the_same_limits_compute_nothing_again(limited):
+    run, backbone, _ = limited
+    killed(run)
+    limits = {"max_pixels": 100_000, "truncated": "accept", "max_reject_ratio": 1}
+    assert write_features(run, backbone, **limits).computed == 0
+
+
+@pytest.mark.parametrize("after", ["a kill", "its end"])
+def test_another_limit_computes_again_what_limits_decide_and_nothing_else(limited, after):
+    run, backbone, _ = limited
+    if after == "a kill":
+        killed(run)
+    result = write_features(run, backbone, max_reject_ratio=1)
+    assert (result.features, result.truncated, result.rejects) == (7, 0, 1)
+    assert result.computed == 2
+    assert rows(run, "rejects") == {"label/cut.jpg": 1}
+    assert rows(run, "features") + rows(run, "rejects") == rows(run, "index")
+
+
+def test_a_lower_limit_keeps_features_and_05_proves_them(few):
+    run, backbone, _ = few
+    write_features(run, backbone)
+    assert write_features(run, backbone, max_pixels=63, max_bytes=9).computed == 0
+    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32))
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["finished", "killed"])
+def test_a_run_of_an_older_version_goes_on_as_it_began(spark, limited, tiny, ended):
+    run, _, _ = limited
+    entry = run.manifest()["featurize"]
+    names = ("decoding", "max_bytes", "max_pixels", "accept_truncated")
+    killed(run, **dict.fromkeys(names))
+    if ended:
+        old = {name: entry[name] for name in entry.keys() - {"decoding", "max_bytes"}}
+        manifest = {**run.manifest(), "featurize": old}
+        run.write_bytes("manifest.json", json.dumps(manifest).encode())
+    backbone = export_backbone(run, weights=str(tiny), input_size=32)
+    with pytest.raises(FruitsError, match=r"of version 2, .* of version 1: give udf.Decoding"):
+        stage.new_images(run, backbone, Decoding())
+    result = write_features(run, backbone, truncated="accept")
+    assert (result.features, result.computed) == (8, 2)
+    content = (limited[2] / "label/large.jpg").read_bytes()
+    expected = open_backbone(backbone.content)(decode_image(content, 32, Decoding(version=1)))
+    found = run.read_parquet("features").filter("path = 'label/large.jpg'").first().features
+    np.testing.assert_array_equal(np.float32(found), expected)
+    assert run.manifest()["featurize"]["decoding"] == 1
+    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32))
+
+
 # --- again, and more ----------------------------------------------------------------------------
 
 
@@ -470,6 +591,8 @@ def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
         ((1, float("nan")), r"^max_reject_ratio=nan is outside"),
         ((1, 0.1, -1), r"^batch_size=-1 is below 0: choose 0 for 1,500 images per core$"),
         ((1, 0.1, 0, "keep"), r"^truncated='keep' is not known: choose reject or accept$"),
+        ((1, 0.1, 0, "reject", 0), r"^max_bytes=0 is outside 1 to 2147483647: choose one inside$"),
+        ((1, 0.1, 0, "reject", 2**31), r"^max_bytes=2147483648 is outside"),
     ],
 )
 def test_what_is_out_of_bounds_is_one_line(bounds, message):
@@ -487,7 +610,15 @@ def test_the_manifest_records_the_parameters_and_the_counts(done):
     assert recorded["features"] == GOOD
     assert recorded["rejects"] == REJECTS
     assert recorded["computed"] == result.computed
-    assert recorded["max_pixels"] == 50_000_000
+    decoding = {
+        "max_pixels": 50_000_000,
+        "max_bytes": 500_000_000,
+        "accept_truncated": False,
+        "decoding": 2,
+    }
+    beside = json.loads(run.read_bytes("backbone/backbone.json"))
+    for entry in (recorded, beside):
+        assert {name: entry[name] for name in decoding} == decoding
 
 
 def test_progress_counts_images_on_stdout(few, capsys):

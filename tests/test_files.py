@@ -311,6 +311,22 @@ def test_hadoop_reads_every_photograph_once_whatever_its_name(spark, tmp_path, m
     )
 
 
+def test_hadoop_reads_no_file_beyond_the_bound(spark, tmp_path):
+    from fruits_lib import files
+
+    plant(tmp_path, {"a/1.jpg": JPEG, "a/grown.jpg": bytes(5000), "a/empty.jpg": b""})
+    with open(tmp_path / "a/huge.tif", "wb") as file:
+        file.truncate(2 * 10**12)  # Spark itself stops at more than an array holds
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    hadoop.set("fs.viewfs.mounttable.bounded.link./data", f"file:{tmp_path}")
+    lengths = {"a/1.jpg": len(JPEG), "a/grown.jpg": 10, "a/huge.tif": 2 * 10**12, "a/empty.jpg": 0}
+    columns, data = "path string, length long", "viewfs://bounded/data"
+    found = files.photographs(spark, data, list(lengths.items()), columns, 1000).collect()
+    # One that has grown since it was listed has no row, which 02 counts.
+    expected = {"a/1.jpg": JPEG, "a/huge.tif": b"", "a/empty.jpg": b""}
+    assert {row.path: bytes(row.content) for row in found} == expected
+
+
 def test_a_bucket_is_listed_key_by_key(spark, bucket):
     keys = ["p/a/1.jpg", "p/a//2.jpg", "p//3.jpg", "p/a/photograph", "p/notes.txt", "p/.x/1.jpg"]
     for key in keys:

@@ -1,16 +1,19 @@
 """`fruits export --run-dir`: one file for an app answers what Spark answered."""
 
+import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from classified import reduced
 from click.testing import CliRunner
 from pipeline import classify_scores
 
-from fruits_lib import cli
+from fruits_lib import appfile, cli, phone, splits
 from fruits_lib.phone import TOLERANCE, export_run
 from fruits_lib.results import open_results
 from fruits_lib.udf import decode_image, open_backbone
@@ -46,8 +49,108 @@ def test_float32_answers_what_spark_answered(exported):
 def test_it_is_judged_by_the_tested_photographs(exported):
     run = open_results(exported[0])
     entry = run.require("classify")
-    assert (exported[2].photographs, exported[2].split) == (entry["tested"], "Test")
+    assert (exported[2].photographs, exported[2].tested_on) == (entry["tested"], "Test")
     assert exported[2].agreements[0].accuracy == pytest.approx(entry["accuracy"])
+
+
+def test_without_split_folders_it_is_judged_by_what_06_did_not_fit(spark, run_of_paths):
+    """The division, without Spark, is that of 06."""
+    seed, table = 3, run_of_paths
+    parts = splits.divide(spark.createDataFrame(table), seed)
+    entry = {"fitted_on": parts.fitted_on, "tested_on": parts.tested_on, "seed": seed}
+    for ours, theirs in zip(phone._parts(table, entry), (parts.training, parts.test), strict=True):
+        assert set(ours["path"]) == {row.path for row in theirs.select("path").collect()}
+        assert len(ours) == theirs.count() > 0
+
+
+@pytest.fixture
+def run_of_paths():
+    sizes = {"Pêche": 1, "apple": 2, "a\nb": 5, "pear": 33}
+    rows = [
+        (f"{label}/{n}é.jpg", label, None) for label, size in sizes.items() for n in range(size)
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "split"]).astype({"split": "string"})
+
+
+def test_split_folders_divide_as_in_06(spark, run_of_paths):
+    table = run_of_paths.assign(split=["Training", "Test"] * 20 + ["Test"])
+    table.loc[len(table)] = "new/1.jpg", "a label that Training lacks", "Test"
+    parts = splits.divide(spark.createDataFrame(table))
+    entry = {"fitted_on": parts.fitted_on, "tested_on": parts.tested_on, "seed": 0}
+    for ours, theirs in zip(phone._parts(table, entry), (parts.training, parts.test), strict=True):
+        assert set(ours["path"]) == {row.path for row in theirs.select("path").collect()}
+
+
+ODD_LABELS = [
+    "a\nb",
+    "a\\nb",
+    "a\rb",
+    "a\vb",
+    "a\fb",
+    "a\x1cb",
+    "a\x85b",
+    "a\u2028b",
+    "a\u2029b",
+    "a b",
+]
+
+
+def test_each_label_is_one_line_whatever_divides_lines(tiny):
+    file = appfile.pack(tiny.read_bytes(), "odd", ODD_LABELS, {"labels": ODD_LABELS})
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        text = archive.read("labels.txt").decode()
+        assert json.loads(archive.read("metadata.json"))["labels"] == ODD_LABELS
+    for lines in (text.splitlines(), text.removesuffix("\n").split("\n")):
+        assert len(set(lines)) == len(lines) == len(ODD_LABELS)
+        assert [line.encode().decode("unicode_escape") for line in lines] == ODD_LABELS
+
+
+def test_a_file_whose_labels_are_shifted_is_refused(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(appfile, "read_labels", lambda file: (["a"], ["a"]))
+    words = "labels.txt of the file does not hold the"
+    assert words in refusal("--run-dir", exported[0], "--to", tmp_path / "app")
+    assert not list((tmp_path / "app").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(10, 10, 0.7225, 1), (0, 10, 0, 0.2775), (81, 263, 0.2553, 0.3662)],  # Newcombe (1998)
+)
+def test_the_interval_is_wilson_s(right, n, low, high):
+    assert phone.interval(right / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def agreed(exported, **changes):
+    found = exported[2]
+    return replace(
+        found, agreements=[*found.agreements[:1], replace(found.agreements[1], **changes)]
+    )
+
+
+def test_few_photographs_for_the_ranges_are_told(exported):
+    assert exported[2].calibrated < phone.CALIBRATION
+    line = f"by {exported[2].calibrated} photographs, fewer than 200"
+    assert line in str(exported[2])
+    assert "fewer than" not in str(replace(exported[2], calibrated=200))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float16", 0.01), ("int8", 0.05)])
+def test_a_difference_beyond_the_bound_is_a_fault(exported, precision, bound):
+    assert agreed(exported, precision=precision, difference=bound).fault == ""
+    for difference in (bound * 1.1, float("nan")):
+        beyond = agreed(exported, precision=precision, difference=difference)
+        assert beyond.fault.startswith(f"{precision} differs from Spark by {difference:.1e} in a ")
+        assert f"more than {bound}: give --precision float" in beyond.fault
+        assert beyond.fault in str(beyond)
+
+
+def test_the_exit_code_says_that_the_file_is_too_far_from_spark(exported, tmp_path, monkeypatch):
+    beyond = agreed(exported, difference=0.19)
+    monkeypatch.setattr(phone, "export_run", lambda *_, **__: beyond)
+    answer = CliRunner().invoke(cli.main, ["export", "--run-dir", "a", "--to", "b"])
+    assert answer.exit_code == 1
+    assert answer.stdout == f"{beyond}\n"
+    assert answer.stderr == f"fruits: {beyond.fault}\n"
 
 
 def test_int8_is_smaller_and_takes_the_same_photograph(exported):

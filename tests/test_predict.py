@@ -17,6 +17,7 @@ from fruits_lib import cli, predict
 from fruits_lib.errors import FruitsError
 from fruits_lib.results import open_results
 from fruits_lib.runs import open_run
+from fruits_lib.udf import Decoding
 
 WITHOUT = """
 import sys
@@ -132,7 +133,36 @@ def test_the_run_s_own_options_decide_what_is_rejected(folder, photographs, tmp_
     assert large.reason == "76800 pixels, more than max_pixels=20000"
 
 
+def test_a_file_beyond_the_bound_is_a_reject(folder, photographs, tmp_path):
+    entry = open_results(str(folder)).require("featurize")
+    strange = changed(folder, tmp_path, featurize={**entry, "max_bytes": 1000})
+    (path,) = files(photographs, ["Test/Apple Braeburn/r_2_100.jpg"])
+    (found,) = predict.predict(open_results(str(strange)), [path])
+    assert found.reason == "at least 1001 bytes, more than max_bytes=1000"
+    assert len(found.content) == 1001
+
+
+def test_a_run_of_an_older_version_is_predicted_as_it_was_decoded(folder, tmp_path):
+    Image.effect_noise((640, 640), 90).save(tmp_path / "large.jpg")
+    entry = open_results(str(folder)).require("featurize")
+    older = {name: entry[name] for name in entry.keys() - {"decoding", "max_bytes"}}
+    old, new = (
+        open_results(str(place)) for place in (changed(folder, tmp_path, featurize=older), folder)
+    )
+    assert old.decoding.version == 1
+    assert new.decoding == Decoding()
+    (one,), (other,) = (predict.predict(run, [str(tmp_path / "large.jpg")]) for run in (old, new))
+    assert not np.array_equal(one.scores, other.scores)
+
+
 # --- the command --------------------------------------------------------------------------------
+
+
+def test_a_device_is_one_line(folder):
+    assert (
+        refusal("/dev/zero", "--run-dir", folder)
+        == "fruits: /dev/zero is a device: give photographs"
+    )
 
 
 def test_prints_label_second_guess_and_neighbours(folder, photographs):

@@ -10,7 +10,7 @@ from test_udf import encode, photograph
 
 from fruits_lib import moments, splits
 from fruits_lib.files import SPLITS, label_and_split
-from fruits_lib.udf import FORMATS, ImageError, decode_image
+from fruits_lib.udf import FORMATS, Decoding, ImageError, decode_image
 
 # The same examples on every machine, however slow: a failure is never chance.
 any_input = settings(derandomize=True, deadline=None, database=None, max_examples=300)
@@ -26,7 +26,7 @@ a_split = st.sampled_from(sorted(SPLITS)).flatmap(
 
 def assert_pixels_or_a_reason(content, truncated):
     try:
-        pixels = decode_image(content, 8, 10_000, truncated)
+        pixels = decode_image(content, 8, Decoding(max_pixels=10_000, truncated=truncated))
     except ImageError as error:
         (line,) = str(error).splitlines()
         assert line.encode()  # Parquet keeps UTF-8 alone

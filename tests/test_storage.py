@@ -1,5 +1,6 @@
 """Files by path or URI without Spark: one rule for local names, content types in a bucket."""
 
+import errno
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,34 @@ def test_threads_that_read_outlast_an_outage_of_eight_seconds(keys, monkeypatch)
     assert all(isinstance(one.exception(), EndpointConnectionError) for one in reading)
     assert min(sum(each) for each in waits.values()) > 8
     assert sum(map(len, waits.values())) == 8 * udf.FETCHERS
+
+
+@pytest.mark.parametrize(("most", "read"), [(None, 10), (10, 10), (9, 10), (3, 4)])
+def test_a_file_is_read_to_a_bound_and_one_byte_more(most, read, keys, monkeypatch, tmp_path):
+    (tmp_path / "photograph.jpg").write_bytes(b"1234567890")
+    local = storage.read_bytes(str(tmp_path / "photograph.jpg"), most=most)
+    with answering((200, {}, b"1234567890")) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        remote = storage.read_bytes("s3://b/photograph.jpg", most=most)
+    assert local == remote == b"1234567890"[:read]
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_part(tmp_path, monkeypatch):
+    storage.write_bytes(f"{tmp_path}/a", b"before")
+
+    def full(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(f"{tmp_path}/a", b"after")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_a_file_without_a_length_is_read_to_the_bound():
+    assert storage.read_bytes("/dev/zero", most=9) == bytes(10)
 
 
 @pytest.mark.parametrize("failures", [2, 3])

@@ -72,8 +72,7 @@ def stage(s3, stage: str, wheels: dict[str, Path], weights: Path | None = None) 
     for name, path in wheels.items():
         put(f"{prefix}/{name}", path.read_bytes())
         if "/" not in name:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            put(f"{prefix}/{name}.sha256", f"{digest}  {name}\n".encode())
+            put(f"{prefix}/{name}.sha256", _digest_file(path.read_bytes(), name))
     for path in [*parameters.find_notebooks(), parameters.find_notebook("apply")]:
         put(f"{prefix}/notebooks/{path.name}", path.read_bytes())
         key = f"{HUB_FOLDER}/{path.name}"
@@ -84,7 +83,9 @@ def stage(s3, stage: str, wheels: dict[str, Path], weights: Path | None = None) 
     key = f"{prefix}/backbones/{backbone.name}.tflite"
     try:
         if weights or _sha256(s3, bucket, key) is None:
-            put(key, weights.read_bytes() if weights else export(backbone))
+            content = weights.read_bytes() if weights else export(backbone)
+            put(key, content)
+            put(f"{key}.sha256", _digest_file(content, f"{backbone.name}.tflite"))
     except FruitsError as error:
         notes.append(f"no backbone is staged ({error}): nodes need one, --weights FILE.tflite")
     return [f"{stage}: {len(written)} files written, {len(same)} there already", *notes]
@@ -98,6 +99,11 @@ def put_if_new(s3, bucket: str, key: str, content: bytes) -> bool:
     metadata = {"Metadata": {"sha256": digest}, "ContentType": content_type(key)}
     s3.put_object(Bucket=bucket, Key=key, Body=content, **metadata)
     return True
+
+
+def _digest_file(content: bytes, name: str) -> bytes:
+    """Return what `sha256sum --check` reads."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
 
 
 def for_hub(notebook: bytes) -> bytes:

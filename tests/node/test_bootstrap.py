@@ -187,6 +187,13 @@ class TestFails:
         assert_failed(node.bootstrap(), "self-test", "damaged.tflite", "Flatbuffer", "--weights")
         assert node.run(f"test -f {VENV}/.stamp").returncode == 1
 
+    def test_when_the_backbone_has_another_hash(self, node):
+        name = "mobilenet_v2-32-avg-random.tflite.sha256"
+        text = f"{64 * '0'}  {name.removesuffix('.sha256')}"
+        node.check(f"echo '{text}' | aws s3 cp - {STAGE}/backbones/{name}")
+        assert_failed(node.bootstrap(), "checking backbones", name, "fruits emr stage")
+        assert node.run(f"test -f {VENV}/.stamp").returncode == 1
+
     def test_when_the_bucket_is_not_there(self, node):
         node.check("aws s3 rb --force s3://fruits")
         assert_failed(node.bootstrap(), "NoSuchBucket", f"reading {STAGE}/", "fruits emr stage")
