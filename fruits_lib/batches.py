@@ -65,11 +65,8 @@ def write_features(run: Run, batch_id: int, rows: DataFrame) -> None:
     # Parquet's older lists, which all readers know, have no group around each number: Spark writes
     # them in half the time. A dictionary of features, which hardly repeat, would be thrown away.
     with settings(run.spark, {"spark.sql.parquet.writeLegacyFormat": "true"}):
-        (
-            rows.write.mode("overwrite")
-            .option("parquet.enable.dictionary#features.array", "false")
-            .parquet(run.path(folder("features", batch_id)))
-        )
+        options = {"parquet.enable.dictionary#features.array": "false"}
+        run.write_table(folder("features", batch_id), rows, options=options)
 
 
 def write_rejects(run: Run, batch_id: int, rejects: list[dict]) -> None:
