@@ -123,16 +123,11 @@ def open_results(
     spark = known.run.spark
     uri = qualify(spark, to or f"{scratch_folder(spark)}/apply")
     check_apart(run_dir=known.run.uri, to=uri)
-    run = open_run(spark, uri, data or f"{stage_sample(spark)}/Test", "apply", overwrite)
-    try:
-        manifest = run.manifest()
-        check_results(manifest, uri)
-        if to and not overwrite:
-            _check_same_model(manifest, uri, known)
-    except FruitsError:
-        run.lease.release()
-        raise
-    return run
+    manifest = open_run(spark, uri).manifest()  # not leased yet: that would make the folder
+    check_results(manifest, uri)
+    if to and not overwrite:
+        _check_same_model(manifest, uri, known)
+    return open_run(spark, uri, data or f"{stage_sample(spark)}/Test", "apply", overwrite)
 
 
 def check_results(manifest: dict, to: str) -> None:
@@ -178,10 +173,10 @@ def write(known: Known, run: Run, scores: DataFrame, labels: DataFrame | None = 
     if not run.require("featurize")["features"]:
         raise FruitsError(f"no photograph of {run.data} could be decoded: look at rejects/")
     with run.step("apply") as entry:
-        scores.write.mode("overwrite").parquet(run.path("pca"))
+        run.write_table("pca", scores)
         run.delete("labels")  # of a run that had a classifier when it was applied before
         if labels is not None:
-            labels.write.mode("overwrite").parquet(run.path("labels"))
+            run.write_table("labels", labels)
         seed = new_seed()
         checks = applied.check(known.run, run, known.weights_sha256, seed)
         same = _identity(known.run) == tuple(getattr(known, name) for name in _MODEL)

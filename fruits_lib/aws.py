@@ -4,6 +4,7 @@ import os
 
 import boto3
 import botocore.session
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -59,11 +60,27 @@ def client(service: str, region: str = "", config: Config | None = None):
     """
     try:
         # A client of its own session: boto3's default one would be shared between threads.
-        return boto3.Session().client(
+        made = boto3.Session().client(
             service, region_name=region or environment_region(), config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise FruitsError(explain(error)) from None
+    if service == "s3":
+        made.meta.events.register_first("choose-signer.s3", _sign_unless_public)
+    return made
+
+
+def unsigned_buckets() -> list[str]:
+    """Return the buckets that `FRUITS_UNSIGNED_BUCKETS` names: public, read without an account."""
+    names = os.environ.get("FRUITS_UNSIGNED_BUCKETS", "").split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _sign_unless_public(context: dict, **_):
+    """Tell botocore not to sign a request to one of `unsigned_buckets`."""
+    if context.get("input_params", {}).get("Bucket") in unsigned_buckets():
+        return UNSIGNED
+    return None
 
 
 def environment_region() -> str | None:
@@ -77,7 +94,10 @@ def environment_region() -> str | None:
 def explain(error: Exception) -> str:
     """Return one line that says what AWS refused, and the way out where there is a known one."""
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return "AWS credentials are missing: set AWS_PROFILE or give the machine a role"
+        return (
+            "AWS credentials are missing: set AWS_PROFILE or give the machine a role; to read a "
+            "public bucket, name it in FRUITS_UNSIGNED_BUCKETS"
+        )
     if isinstance(error, ProfileNotFound):
         profile = os.environ.get("AWS_PROFILE")
         return f"there is no AWS_PROFILE={profile}: see `aws configure list-profiles`"

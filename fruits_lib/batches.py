@@ -108,12 +108,11 @@ def write_features(run: Run, batch_id: int, rows: DataFrame) -> str:
         "spark.sql.adaptive.enabled": "false",
     }
     with settings(run.spark, options):
-        (
-            rows.observe(observed, digest().alias("digest"))
-            .write.mode("overwrite")
+        run.write_table(
+            folder("features", batch_id),
+            rows.observe(observed, digest().alias("digest")),
             # A dictionary of features, which hardly repeat, would be thrown away.
-            .option("parquet.enable.dictionary#features.array", "false")
-            .parquet(run.path(folder("features", batch_id)))
+            options={"parquet.enable.dictionary#features.array": "false"},
         )
     return observed.get["digest"]
 

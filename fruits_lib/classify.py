@@ -190,7 +190,7 @@ def write(
     with run.step("classify") as entry:
         save_model(run, classifier, "classifier")
         run.write_npz("classifier.npz", vars(regression))
-        labels.drop("part").write.mode("overwrite").parquet(run.path("labels"))
+        run.write_table("labels", labels.drop("part"))
         entry.update(
             classes=len(regression.labels),
             fitted_on=parts.fitted_on,

@@ -2,16 +2,17 @@
 
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 import fruits_lib
-from fruits_lib import backbones, networks, recipes
-from fruits_lib.errors import FruitsError
+from fruits_lib import backbones, networks, recipes, storage, user
+from fruits_lib.errors import FruitsError, Signalled
 
 # What takes long to import is imported where it is used: `fruits predict` is done in a second.
 
@@ -24,7 +25,8 @@ class _Line(click.ClickException):
         self.exit_code = exit_code
 
     def show(self, file=None) -> None:
-        click.echo(f"fruits: {self.message}", err=True)
+        with suppress(OSError):  # the terminal may be closed
+            click.echo(f"fruits: {self.message}", err=True)
 
 
 class _Group(click.Group):
@@ -32,9 +34,12 @@ class _Group(click.Group):
 
     def invoke(self, context: click.Context):
         try:
-            return super().invoke(context)
+            with _signals():
+                return super().invoke(context)
         except FruitsError as error:
             raise _Line(str(error)) from None
+        except Signalled as error:
+            raise _Line("interrupted", error.code) from None
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted([*super().list_commands(context), "emr"])
@@ -48,19 +53,42 @@ class _Group(click.Group):
 
 
 @contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Signalled` where a closed terminal or a cancelled step would end this process."""
+
+    def stop(number: int, _) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not stop the cleaning up
+        raise Signalled(number)
+
+    # One that is ignored stays so: that of `nohup`.
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    handled = [each for each in signals if signal.getsignal(each) == signal.SIG_DFL]
+    for each in handled:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
 def _interruptible() -> Iterator[None]:
     """Say in one line that an interrupted command can go on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         logging.getLogger("asyncio").disabled = True  # it would print the cell's own interrupt
-        raise _Line("interrupted: the same command goes on where it stopped", 130) from None
+        code = getattr(error, "code", 130)
+        raise _Line("interrupted: the same command goes on where it stopped", code) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fruits_lib.__version__)
 def main() -> None:
     """CNN features and principal components of photographs, verified, on Apache Spark."""
+    user.give_home()
 
 
 @main.command(context_settings={"allow_extra_args": True})
@@ -115,6 +143,11 @@ def demo() -> None:
 
     With ImageNet weights where Keras has them or can reach them, else with seeded random ones.
     """
+    with _interruptible():
+        _demo()
+
+
+def _demo() -> None:
     from fruits_lib import execute
     from fruits_lib.lease import take
     from fruits_lib.sample import write_sample
@@ -204,6 +237,7 @@ def export(target: str, run_dir: str | None, precision: str | None, **asked) -> 
         raise FruitsError(f"weights={weights} is not a file on this machine: give one that is")
     if Path(target).is_dir():
         raise FruitsError(f"--to {target} is a folder: give a file, such as {target}/FILE.tflite")
+    storage.check_writable(str(Path(target).absolute().parent), "--to")
     content = backbones.export(spec, weights.read_bytes() if weights else None)
-    Path(target).write_bytes(content)
+    storage.write_file(Path(target), content)
     click.echo(f"{target}: {len(content):,} bytes, give it as weights={target}")

@@ -43,8 +43,8 @@ def s3a_settings() -> dict[str, str]:
     """Return the Spark settings that make `s3://` work on this machine.
 
     Endpoint and region are those that boto3 would use. The AWS SDK for Java finds credentials by
-    itself, in the environment, the profile or the instance; only those of a single sign-on, which
-    it does not know, are put into the environment. Raises FruitsError if the jars are missing.
+    itself, in the environment, the profile or the instance; see `session_keys` for those of a
+    single sign-on. Raises FruitsError if the jars are missing.
     """
     hadoop = {
         "fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",  # as on EMR
@@ -66,15 +66,34 @@ def s3a_settings() -> dict[str, str]:
         }
     if region := aws.environment_region():
         hadoop["fs.s3a.endpoint.region"] = region
-    found = boto3.Session().get_credentials()
-    if found and found.method in ("sso", "login"):
-        keys = found.get_frozen_credentials()
-        os.environ["AWS_ACCESS_KEY_ID"] = keys.access_key
-        os.environ["AWS_SECRET_ACCESS_KEY"] = keys.secret_key
-        os.environ["AWS_SESSION_TOKEN"] = keys.token
+    for bucket in aws.unsigned_buckets():
+        hadoop[f"fs.s3a.bucket.{bucket}.aws.credentials.provider"] = (
+            "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider"
+        )
     jars = ":".join(map(str, fetch_jars()))
     return {f"spark.hadoop.{key}": value for key, value in hadoop.items()} | {
         "spark.driver.extraClassPath": jars  # the executor's too, in local mode
+    }
+
+
+def session_keys() -> dict[str, str]:
+    """Return Hadoop's settings with the keys of a single sign-on, none without one.
+
+    The AWS SDK for Java 1 does not know single sign-on. These are for the running JVM alone: in its
+    command line every user of the machine could read them, and in the environment boto3 would take
+    them too, which by itself gets new ones. They are valid as long as the sign-on's role session.
+    """
+    found = boto3.Session().get_credentials()
+    if not found or found.method not in ("sso", "login"):
+        return {}
+    keys = found.get_frozen_credentials()
+    return {
+        "fs.s3a.aws.credentials.provider": (
+            "org.apache.hadoop.fs.s3a.TemporaryAWSCredentialsProvider"
+        ),
+        "fs.s3a.access.key": keys.access_key,
+        "fs.s3a.secret.key": keys.secret_key,
+        "fs.s3a.session.token": keys.token,
     }
 
 

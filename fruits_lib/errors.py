@@ -22,6 +22,14 @@ class VerificationError(FruitsError):
     """At least one check of a finished run failed."""
 
 
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: a command cleans up as after Ctrl-C, but there is nobody to ask."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.code = 128 + number  # the command's exit code
+
+
 @contextmanager
 def spark_errors(
     work: str, way_out: str = "run it again, it goes on where it stopped"

@@ -43,6 +43,7 @@ def run_notebooks(
         that does not run, or the run folder holds a finished run or cannot be used. Later: the line
         of the notebook that failed.
     """
+    session.check_open_files()
     started = time.monotonic()
     notebooks = parameters.find_notebooks()
     chosen = _chosen(notebooks, first, only)
@@ -52,7 +53,10 @@ def run_notebooks(
     _refuse(idle, needed)
     used = {name for path in chosen for name in known[path]}
     _require({name: values.get(name) for name in ("data", "run_dir") if name in used})
+    if local_path(values["run_dir"]):  # before preflight makes the folder
+        _check_there(chosen[0], values["run_dir"])
     preflight(**{name: values.get(name, "") for name in used & set(PLACES)})
+    _check_there(chosen[0], values["run_dir"])
     manifest = read_manifest(values["run_dir"])
     if not values.get("overwrite"):
         chosen = _unfinished(chosen, manifest, values["run_dir"])
@@ -75,6 +79,7 @@ def apply_notebook(given: dict) -> None:
         Before anything starts: a parameter is wrong or a place cannot be used, the run has no
         model, or `to` holds something else. Later: the line of the notebook.
     """
+    session.check_open_files()
     started, path = time.monotonic(), parameters.find_notebook("apply")
     _require({name: given.get(name) for name in ("run_dir", "data", "to")})
     values = parameters.check_given([path], given)
@@ -108,8 +113,7 @@ def _execute(
     run_dir, failure = results.rstrip("/"), ""
     if folder := local_path(results):
         check_writable(str(folder / "notebooks"))
-    else:
-        papermill_io.register(f"{run_dir.split('://')[0]}://", PapermillHandler())
+    papermill_io.register(f"{folder or run_dir}/", PapermillHandler())
     outputs = {path: f"{folder or run_dir}/notebooks/{path.name}" for path in notebooks}
     # Absolute, because a kernel may start relative paths elsewhere: see `local_path`.
     for name in values.keys() & set(PLACES):
@@ -119,7 +123,7 @@ def _execute(
     app = f"fruits {Path(run_dir).name}"
     # The kernels share this process's lease and SparkContext.
     with (
-        take(results),
+        take(results) as lease,
         session.shared_context(app, places),
         closing(_kernels(len(chosen))) as kernels,
     ):
@@ -146,6 +150,7 @@ def _execute(
                 why = f"its kernel was killed, is out of memory or does not start ({error})"
                 failure = f"{path.stem}: {why}: run it again, it goes on from there"
                 break
+        lease.check()
         summary = report.summarize(run_dir, time.monotonic() - started)
         manifest = read_manifest(run_dir)
         # And the notebook that failed: one that found nothing to do has nothing to show.
@@ -185,11 +190,14 @@ def _kernels(count: int) -> Iterator:
 
 def _start_kernel(sockets: str):
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_core.utils import run_sync
 
     # Asynchronous, because the other one would wait for a cell that Ctrl-C interrupts. Sockets in
     # files, because another process can take a TCP port between its choice and its use.
-    kernel = AsyncKernelManager(transport="ipc", ip=sockets)
+    # Without folders of kernels, python3 is this Python's own, whatever is installed by that name.
+    own = KernelSpecManager(kernel_dirs=[])
+    kernel = AsyncKernelManager(transport="ipc", ip=sockets, kernel_spec_manager=own)
     imports = "; ".join(f"__import__({name!r})" for name in IMPORTS)
     run_sync(kernel.start_kernel)(
         extra_arguments=[
@@ -199,6 +207,12 @@ def _start_kernel(sockets: str):
         ]
     )
     return kernel
+
+
+def _check_there(first: Path, run_dir: str) -> None:
+    """Raise FruitsError if there is no run where the first notebook needs one."""
+    if _stage(first) != "load":
+        recorded(read_manifest(run_dir), run_dir, "load")
 
 
 def _idle(given: dict, chosen: list[Path], known: dict) -> dict[str, str]:

@@ -104,9 +104,9 @@ def write_index(run: Run, listing: Listing, overwrite: bool = False) -> Index:
         if stale:
             batches.keep(run, (row[:3] for row in listing.images if row[0] not in stale))
         aside = run.spark.createDataFrame(listing.set_aside, TABLES["set_aside"])
-        aside.coalesce(1).write.mode("overwrite").parquet(run.path("set_aside"))
+        run.write_table("set_aside", aside.coalesce(1))
         with settings(run.spark, TIMES):
-            to_table(run, listing).coalesce(1).write.mode("overwrite").parquet(run.path("index"))
+            run.write_table("index", to_table(run, listing).coalesce(1))
         index = Index(
             files=listing.files,
             images=len(listing.images),

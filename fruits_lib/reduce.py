@@ -138,7 +138,7 @@ def write_scores(
     with run.step("pca") as entry:
         save_model(run, model)
         run.write_npz("model.npz", {**vars(components), **derived})
-        scores.write.mode("overwrite").parquet(run.path("pca"))
+        run.write_table("pca", scores)
         run.delete(scores_csv.FOLDER)
         if csv:
             scores_csv.write(run, components.k)

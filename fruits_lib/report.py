@@ -50,15 +50,18 @@ def write_report(run_dir: str, notebooks: list[str], summary: dict[str, str]) ->
     """Write `report.html` into a run folder, a path or URI.
 
     It shows the executed notebooks in this order, leaving out those that do not exist. Above them
-    are a summary (see `summarize`), what the manifest tells of the run, and links to its files.
+    are a summary (see `summarize`), what the manifest tells of the run, and links to its files. A
+    damaged notebook, such as one that a killed program half wrote, has a line instead.
     """
     manifest = read_manifest(run_dir)
     merged = nbformat.v4.new_notebook()
     links = {}
     for path in notebooks:
-        if shown := _shown(path):
-            merged.cells += shown
-            links[path.removeprefix(f"{local_path(run_dir) or run_dir.rstrip('/')}/")] = ""
+        shown = _shown(path)
+        if shown or shown is None:
+            merged.cells += shown or []
+            name = path.removeprefix(f"{local_path(run_dir) or run_dir.rstrip('/')}/")
+            links[name] = "damaged, not shown here: run it again" if shown is None else ""
     for step, files in FILES.items():
         links |= files if step in manifest else {}
     if not manifest.get("pca", {}).get("csv"):
@@ -71,7 +74,7 @@ def write_report(run_dir: str, notebooks: list[str], summary: dict[str, str]) ->
         cell["id"] = str(number)  # nbformat warns of ids that two notebooks share
     resources = {
         "summary": summary,
-        "facts": _facts(manifest),
+        "facts": _facts(manifest, run_dir),
         "steps": _steps(manifest),
         "files": [(quote(name), name, what) for name, what in links.items()],
         "contents": _contents(merged.cells),
@@ -86,12 +89,14 @@ def write_report(run_dir: str, notebooks: list[str], summary: dict[str, str]) ->
 # --- what the notebooks show --------------------------------------------------------------------
 
 
-def _shown(path: str) -> list[nbformat.NotebookNode]:
-    """Return the cells that show something."""
+def _shown(path: str) -> list[nbformat.NotebookNode] | None:
+    """Return the cells that show something, None if the notebook is damaged."""
     try:
         notebook = nbformat.reads(read_text(path), as_version=4)
     except FileNotFoundError:
         return []
+    except (ValueError, AttributeError, nbformat.ValidationError):  # half of one, or none at all
+        return None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
@@ -130,13 +135,13 @@ def _contents(cells: list) -> list[tuple[str, str, bool]]:
 # --- what the manifest tells --------------------------------------------------------------------
 
 
-def _facts(manifest: dict) -> dict[str, str]:
+def _facts(manifest: dict, run_dir: str) -> dict[str, str]:
     """Return when, where and with which versions a run was made, by name."""
     facts = {}
     if created := manifest.get("created"):
         finished = [step["finished"] for step in _entries(manifest).values()]
         facts["date"] = " to ".join(map(_time, [created, *sorted(finished)[-1:]]))
-        facts["run folder"] = manifest.get("run", "")
+        facts["run folder"] = str(local_path(run_dir) or run_dir.rstrip("/"))
     if environment := manifest.get("environment"):
         commit = environment["git_commit"]
         facts["code"] = f"fruits_lib {environment['fruits_lib']}, " + (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fruits_lib import storage
+from fruits_lib import storage, user
 from fruits_lib.environment import environment
 from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.keys import check_manifest
@@ -109,10 +109,17 @@ def write_bytes(spark: SparkSession, uri: str, content: bytes) -> None:
             ) from None
         return
     fs, path = file_system(spark, uri)
+    hadoop = spark._jvm.org.apache.hadoop.fs
+    part = hadoop.Path(path.getParent(), f".{path.getName()}.part")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         copy.write_bytes(content)
-        fs.copyFromLocalFile(True, True, _local(spark, copy), path)
+        fs.copyFromLocalFile(True, True, _local(spark, copy), part)
+    replace = spark.sparkContext._gateway.new_array(getattr(hadoop, "Options$Rename"), 1)
+    replace[0] = getattr(hadoop, "Options$Rename").OVERWRITE
+    # Only FileContext renames over a file that is there: a kill leaves no half of one.
+    conf = spark.sparkContext._jsc.hadoopConfiguration()
+    hadoop.FileContext.getFileContext(path.toUri(), conf).rename(part, path, replace)
 
 
 def _schema(table: str) -> str:
@@ -134,6 +141,8 @@ class Run:
     opened: float = field(default_factory=time.monotonic, compare=False)
     lease: Lease = field(default_factory=Lease, compare=False)
     stage: str = field(default="", compare=False)  # that the lease is for; see `open_run`
+    # The manifest as this process read or wrote it last.
+    seen: dict = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         data, uri = (printable(place.removeprefix("file:")) for place in (self.data, self.uri))
@@ -154,7 +163,8 @@ class Run:
         return [entry.getPath().getName() for entry in entries]
 
     def delete(self, name: str) -> None:
-        """Remove a file or folder of this run, if it exists."""
+        """Remove a file or folder of this run, if it exists; see `write_table`."""
+        self._claim()
         fs, path = file_system(self.spark, self.path(name))
         fs.delete(path, True)
 
@@ -187,6 +197,17 @@ class Run:
         if table is None:
             raise self._missing(name)
         return table
+
+    def write_table(
+        self, name: str, table: DataFrame, kind: str = "parquet", options: dict | None = None
+    ) -> None:
+        """Write a table, or a folder of one, in place of what was there.
+
+        Every table is written here. Raises FruitsError if another process took the run folder.
+        """
+        self._claim()
+        writer = table.write.mode("overwrite").format(kind).options(**(options or {}))
+        writer.save(self.path(name))
 
     def read_parquet(self, name: str) -> DataFrame:
         """Return one of `TABLES`, or one of its folders, whatever the manifest says."""
@@ -223,7 +244,8 @@ class Run:
         content = _content(self.spark, self.path("manifest.json"))
         if content is None:
             return {"run": self.uri, "created": _now()}
-        return _parsed(content, self.uri)
+        # A folder that was copied or moved is where it lies now.
+        return _parsed(content, self.uri) | {"run": self.uri}
 
     @contextmanager
     def step(self, stage: str) -> Iterator[dict]:
@@ -232,25 +254,29 @@ class Run:
         What this stage and those that need it recorded before is void from the start of the block,
         so that nothing made from a replaced result is ever shown as current. At its end the
         manifest gets the stage's entry, its seconds, and where it ran. The run folder's lease ends
-        with the stage that it was taken for.
+        with the stage that it was taken for, and with an exception; the next step takes it again.
 
         Raises
         ------
         FruitsError
             If an earlier stage has not run, Spark fails, or another process took the run folder.
         """
-        for earlier in needed(stage):
-            self.require(earlier)
+        self._claim()
         entry: dict = {}
-        with spark_errors(STAGES[stage]):
-            self.void(stage)
-            yield entry
-        seconds = round(time.monotonic() - self.opened, 1)
-        manifest = self.manifest()
-        manifest["environment"] = environment(self.spark)
-        manifest[stage] = {"seconds": seconds, **entry, "finished": _now()}
-        self.lease.check()
-        self._write_manifest(manifest)
+        try:
+            for earlier in needed(stage):
+                self.require(earlier)
+            with spark_errors(STAGES[stage]):
+                self.void(stage)
+                yield entry
+            seconds = round(time.monotonic() - self.opened, 1)
+            manifest = self.manifest()
+            manifest["environment"] = environment(self.spark)
+            manifest[stage] = {"seconds": seconds, **entry, "finished": _now()}
+            self._write_manifest(manifest)
+        except BaseException:
+            self.lease.release()
+            raise
         if stage == self.stage:
             self.lease.release()
 
@@ -269,10 +295,28 @@ class Run:
         manifest[stage] |= values
         self._write_manifest(manifest)
 
+    def _claim(self) -> None:
+        """Check that this process has the lease, or take it back after a cell that failed."""
+        if not self.lease.hold():
+            self.lease.check()
+        elif _results(self.manifest()) != _results(self.seen):
+            self.lease.release()
+            raise FruitsError(
+                f"another process wrote run_dir={self.uri} after this notebook gave it back: run "
+                "the notebook again from its first cell"
+            )
+
     def _write_manifest(self, manifest: dict) -> None:
-        self.write_bytes(
-            "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode()
-        )
+        self._claim()
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        self.write_bytes("manifest.json", text.encode())
+        self.seen.clear()
+        self.seen.update(json.loads(text))
+
+
+def _results(manifest: dict) -> dict:
+    """Return what stages recorded; a new run's manifest differs each time in its date."""
+    return {stage: manifest[stage] for stage in STAGES if stage in manifest}
 
 
 def open_run(
@@ -289,31 +333,42 @@ def open_run(
     run_dir, data : str
     stage : str
         Of `STAGES`, the one that will write: the run folder is then leased to this process until
-        the stage has recorded its result.
+        the stage has recorded its result. The stages that it needs must have run, but for `apply`,
+        which runs them itself.
     overwrite : bool
         Whether the stage may replace a part of a finished run.
 
     Raises
     ------
     FruitsError
-        If the folder is in use, holds a finished run, or one of an older version, or overlaps that
-        of the photographs.
+        If the folder is in use, holds a finished run or one of an older version, overlaps that of
+        the photographs, or lacks what the stage needs. Nothing is written then, and no folder made.
     """
     uri = qualify(spark, run_dir or f"{scratch_folder(spark)}/run")
-    run = Run(spark, uri, lease=take(uri, spark) if stage else Lease(), stage=stage)
-    try:
+    run = Run(spark, uri, stage=stage)
+
+    def known() -> dict:
         manifest = run.manifest()
+        for earlier in needed(stage) if stage != "apply" else []:
+            recorded(manifest, uri, earlier)
         if run_dir and not overwrite:
             check_unfinished(manifest, run_dir, [stage])
-        if not data:
-            return replace(run, data=manifest.get("load", {}).get("data", ""))
+        return manifest
+
+    manifest = known()
+    if data:
         data = qualify(spark, data)
         # Again, because Spark may have given one of them its server's name.
         storage.check_apart(**{"data": data, "to" if stage == "apply" else "run_dir": uri})
-        return replace(run, data=data)
-    except FruitsError:
-        run.lease.release()
-        raise
+    if stage:
+        run = replace(run, lease=take(uri, spark, STAGES[stage]))
+        try:
+            manifest = known()  # again: another process may have written until then
+        except BaseException:
+            run.lease.release()
+            raise
+    data = data or manifest.get("load", {}).get("data", "")
+    return replace(run, data=data, seen=manifest)
 
 
 def qualify(spark: SparkSession, uri: str) -> str:
@@ -345,10 +400,21 @@ def _parsed(manifest: bytes, uri: str) -> dict:
 
 
 def scratch_folder(spark: SparkSession) -> str:
-    """Return a folder for the embedded sample that driver and executors all see."""
-    default = default_file_system(spark)
-    temporary = tempfile.gettempdir() if default.startswith("file:") else f"{default}/tmp"
-    return f"{temporary}/fruits-{spark.sparkContext.sparkUser()}"
+    """Return a folder of this user alone, for the embedded sample, that all executors see.
+
+    Raises FruitsError if another user made it.
+    """
+    if (default := default_file_system(spark)).startswith("file:"):
+        return str(user.folder())
+    name = spark.sparkContext.sparkUser()
+    fs, folder = file_system(spark, f"{default}/tmp/fruits-{name}")
+    mine = spark._jvm.org.apache.hadoop.fs.permission.FsPermission("700")
+    fs.mkdirs(folder, mine)
+    owner = fs.getFileStatus(folder).getOwner()
+    if owner != name:
+        raise FruitsError(f"{folder} belongs to {owner}: have it removed, or give a run_dir")
+    fs.setPermission(folder, mine)
+    return f"{default}/tmp/fruits-{name}"
 
 
 def default_file_system(spark: SparkSession) -> str:

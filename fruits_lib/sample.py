@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 import fruits_lib
 from fruits_lib.errors import FruitsError
 from fruits_lib.runs import file_system, qualify, scratch_folder, write_bytes
+from fruits_lib.storage import write_file
 
 GOOD = 120  # images that decode, in every format that the decoder reads
 REJECTS = 3  # files named like images that do not decode
@@ -37,9 +38,8 @@ def write_sample(folder: str | os.PathLike) -> int:
     try:
         for name, content in sample.items():
             path = Path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_bytes() != content:
-                path.write_bytes(content)
+                write_file(path, content)
     except OSError as error:
         raise FruitsError(
             f"cannot write the sample to {os.fspath(folder)!r} ({error.strerror}): give a folder "

