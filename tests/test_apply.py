@@ -267,7 +267,7 @@ def test_a_damaged_result_is_found(spark, classified, copy, name):
     damage(copy, table, change)
     known = apply.open_known(spark, str(classified[0]))
     run = open_run(spark, str(copy))
-    checks = apply.applied.check(known.run, run, known.weights_sha256)
+    checks = apply.applied.check(known.run, run, known.weights_sha256, seed=0)
     assert name in [check.name for check in checks if check.passed is False]
 
 
@@ -276,7 +276,7 @@ def test_a_failed_check_is_recorded_and_fails(spark, classified, new, copy, monk
     found = apply_model(spark, classified[0], new, copy)
     failed = [check for check in manifest(copy)["apply"]["checks"] if check["passed"] is False]
     assert len(failed) == 2
-    with pytest.raises(VerificationError, match="2 of 17 checks failed"):
+    with pytest.raises(VerificationError, match="2 of 18 checks failed"):
         found.checks.require()
 
 
@@ -321,7 +321,7 @@ class TestTheCommand:
         assert answer.returncode == 0, answer.stderr
         assert "\nfiles           10 = 9 images (no labels) + 1 set aside, in " in answer.stdout
         assert f"\nscores          7 x 8 by the model of {classified[0]}\n" in answer.stdout
-        assert "\nchecks passed   17 of 17\n" in answer.stdout
+        assert "\nchecks passed   18 of 18\n" in answer.stdout
         report = (to / "report.html").read_text(encoding="utf-8")
         assert report.count("data:image/png;base64,") == 2
         assert "labels/" in report

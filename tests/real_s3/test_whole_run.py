@@ -58,7 +58,7 @@ class TestAWholeRun:
             text = whole[0].get(f"runs/first/notebooks/{path.name}").decode()
             cells = nbformat.reads(text, as_version=4).cells
             assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
-        assert b"28 of 28" in whole[0].get("runs/first/report.html")
+        assert b"32 of 32" in whole[0].get("runs/first/report.html")
 
     def test_the_photographs_are_not_touched(self, whole):
         bucket, before, *_ = whole
