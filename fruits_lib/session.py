@@ -75,7 +75,8 @@ def start_session(app: str, parameters: Mapping[str, object] | None = None) -> S
     places = {name: str(given.get(name) or "") for name in PLACES}
     preflight(**places)
     spark = _session(app, places)
-    check_schemes(default_file_system(spark), **places)
+    if any(places.values()):
+        check_schemes(default_file_system(spark), **places)
     return spark
 
 

@@ -110,7 +110,7 @@ def timed(spark, tmp_path_factory):
     plant(folder / "data", *(f"a/{name}.jpg" for name in TIMES))
     found = [files._File(f"a/{name}.jpg", 1, time) for name, (time, _) in TIMES.items()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_list_folder", lambda _: (found, None))
+        patch.setattr(files, "_list_folder", lambda *_: (found, None))
         run = open_run(spark, str(folder / "run"), str(folder / "data"), "load")
         listing = list_files(run)
     write_listing(run, listing)
