@@ -101,13 +101,13 @@ bench-s3: setup  ## Measure a run that reads and writes a bucket (ARGS="..." add
 bench-emr: setup  ## Measure executors, starts and memory in EMR in a box (ARGS="..." adds options)
 	@$(BIN)/python benchmarks/emr_box.py $(ARGS)
 
-# Their outputs name the run folder: one that is on no machine but this while it runs.
+# Their outputs name the run folder: as one that is nobody's.
 notebooks: setup  ## Execute the notebooks in place, on the sample, to refresh their outputs
-	export TMPDIR=/tmp SPARK_USER=you; trap 'rm -rf /tmp/fruits-you*' EXIT; rm -rf /tmp/fruits-you*; \
-	for notebook in notebooks/*.ipynb; do \
+	$(FRESH_SAMPLE) for notebook in notebooks/*.ipynb; do \
 	  $(BIN)/jupyter-nbconvert --to notebook --execute --inplace \
 	    --ExecutePreprocessor.record_timing=False "$$notebook"; \
 	  $(BIN)/jupyter-nbconvert --to notebook --inplace --coalesce-streams "$$notebook"; \
+	  sed -i "s#$$TMPDIR/fruits-$$(id -un)#/tmp/fruits-you#g" "$$notebook"; \
 	done
 
 # Nodes are x86_64 or aarch64 (Graviton): one lock serves both, from wheels only. The lock of the hub

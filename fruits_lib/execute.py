@@ -203,6 +203,7 @@ def _start_kernel(sockets: str):
         extra_arguments=[
             # ipykernel warns, at every start, that it talks over the loopback.
             "--IPKernelApp.log_level=CRITICAL",
+            "--IPKernelApp.ignore_cwd=True",  # Python would import what lies in it
             f"--IPKernelApp.exec_lines={imports}",
         ]
     )
