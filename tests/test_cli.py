@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from papermill.iorw import papermill_io
 from papermill.parameterize import parameterize_path
 from pipeline import entry
 
 from fruits_lib import backbones, cli, lease, parameters, recipes
 from fruits_lib.networks import check_backbone
 from fruits_lib.sample import GOOD, REJECTS, SET_ASIDE, write_sample
+from fruits_lib.storage import PapermillHandler
 
 FRUITS = Path(sys.executable).with_name("fruits")
 QUICK = ["-p", "weights=random", "-p", "input_size=64"]
@@ -133,7 +135,7 @@ def test_only_one_notebook_runs_when_asked(finished, tmp_path):
     assert answer.returncode == 0, answer.stderr
     after = manifest(run_dir)
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"pick_k"}
+    assert changed == {"run", "pick_k"}  # the copy lies elsewhere
     # Model, scores and checks were made from the spectrum that is gone: nothing shows them.
     assert before.keys() - after.keys() == {"pca", "verify", "classify"}
     assert "checks passed" not in answer.stdout
@@ -384,11 +386,15 @@ def refusal(*arguments):
 
 def record(**stages):
     """Write a manifest into the folder `run`."""
-    Path("run").mkdir()
+    Path("run").mkdir(exist_ok=True)
     Path("run/manifest.json").write_text(json.dumps(stages), encoding="utf-8")
 
 
 class TestWhatIsStarted:
+    @pytest.fixture(autouse=True)
+    def loaded(self, started):
+        record(load={"files": 1})
+
     @pytest.mark.parametrize("name", ["3", "03", "pick_k", "03_pick_k"])
     def test_a_notebook_has_four_names(self, name, started):
         assert invoke("--only", name).exit_code == 0
@@ -414,6 +420,12 @@ class TestWhatIsStarted:
         assert invoke("--data", "photographs", *way).exit_code == 0
         assert started["01_load"]["overwrite"] is started["02_featurize"]["overwrite"] is True
         assert "overwrite" not in started["03_pick_k"]
+
+    def test_executed_notebooks_are_written_whole(self, started, tmp_path):
+        """By a rename: papermill's own handler writes in place, and a kill leaves half of one."""
+        assert invoke("--only", "3").exit_code == 0
+        written = papermill_io.get_handler(f"{tmp_path}/run/notebooks/03_pick_k.ipynb")
+        assert type(written) is PapermillHandler
 
     def test_weights_are_imagenet_unless_told(self, started):
         invoke("--from", "2")
@@ -500,13 +512,20 @@ class TestContradictions:
 
     def test_a_run_folder_that_is_a_file(self, started):
         Path("run").write_text("x")
-        assert "run_dir=run cannot be written (File exists)" in refusal("--only", "3")
+        words = "run_dir=run cannot be written (File exists)"
+        assert words in refusal("--data", "photographs", "--only", "1")
+
+    def test_a_run_folder_that_is_not_there(self, started):
+        words = "run_dir=run does not exist or holds no run: check the path, or run 01_load first"
+        assert words in refusal("--from", "3")
+        assert not Path("run").exists()
 
 
 class TestRecipes:
     def test_takes_a_recipe_by_name_and_p_wins_over_it(self, started, monkeypatch):
         Path("a.yaml").write_text("# A: reported\nk: 7\nvariance: 0.8\n", encoding="utf-8")
         monkeypatch.setattr(recipes, "find_recipes", lambda: {"a": Path("a.yaml")})
+        record(load={"files": 1})
         answer = invoke("--only", "3", "--recipe", "a", "-p", "k=9")
         assert answer.exit_code == 0
         assert (started["03_pick_k"]["k"], started["03_pick_k"]["variance"]) == (9, 0.8)

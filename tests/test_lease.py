@@ -195,9 +195,9 @@ def test_a_cell_that_runs_again_takes_the_lease_from_its_first_run(place, monkey
     again = take(*place)
     again.check()
     again.release()
-    first.release()
     as_another(monkeypatch)
     take(*place).release()
+    first.release()
 
 
 def test_nothing_is_left_in_the_bucket(bucket):
@@ -246,13 +246,14 @@ def test_a_renewal_shows_where_the_file_system_sets_no_times(hadoop, tmp_path):
     assert not [name for name in os.listdir(tmp_path) if not name.endswith(".crc")]
 
 
-def test_a_release_leaves_the_lease_of_who_took_over(hadoop, monkeypatch):
+def test_a_release_leaves_the_lease_of_who_took_over(hadoop, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEWAL", 60)  # nobody hears of it
     monkeypatch.setattr(lease, "DEAD", 0.5)
     first = take(*hadoop)
     as_another(monkeypatch)
     second = take(*hadoop)
     first.release()
+    assert (tmp_path / ".lease").exists()
     second.check()
     second.release()
 

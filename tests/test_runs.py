@@ -42,6 +42,16 @@ def test_a_file_is_replaced(run):
     assert run.read_bytes("file") == b"now"
 
 
+def test_a_file_is_replaced_whole_where_only_hadoop_writes(spark, tmp_path):
+    """By a rename: another name of the old file keeps its content."""
+    (tmp_path / "file").write_bytes(b"before")
+    os.link(tmp_path / "file", tmp_path / "old")
+    write_bytes(spark, f"{tmp_path}/file", b"after")
+    found = [(tmp_path / name).read_bytes() for name in ("old", "file")]
+    assert found == [b"before", b"after"]
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_an_empty_file_is_kept(run):
     run.write_bytes("deep/er/file", b"")
     assert run.read_bytes("deep/er/file") == b""
