@@ -86,7 +86,7 @@ require-data-and-run:
 
 # The first word of ARGS is a script, the others are its options.
 bench: setup  ## Measure speed and quality (an hour; ARGS="studies --photographs 3936" runs one)
-	@set -- $(ARGS); for script in $${1:-whole_runs studies throughput others moments growth sizes}; do \
+	@set -- $(ARGS); for script in $${1:-whole_runs studies throughput others moments decoding growth sizes}; do \
 	  PYTHONPATH=$(CURDIR)/tests $(BIN)/python "benchmarks/$$script.py" "$${@:2}"; \
 	done
 
