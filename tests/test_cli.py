@@ -393,7 +393,7 @@ def record(**stages):
 class TestWhatIsStarted:
     @pytest.fixture(autouse=True)
     def loaded(self, started):
-        record(load={"files": 1})
+        record(load=entry("load", files=1, data=str(Path("photographs").absolute())))
 
     @pytest.mark.parametrize("name", ["3", "03", "pick_k", "03_pick_k"])
     def test_a_notebook_has_four_names(self, name, started):
@@ -443,6 +443,7 @@ class TestWhatIsStarted:
     def test_braces_in_the_run_folder_s_name_are_a_part_of_it(
         self, name, started, outputs, tmp_path
     ):
+        Path("run").rename(name)
         answer = CliRunner().invoke(cli.main, ["run", "--run-dir", name, "--from", "2"])
         assert answer.exit_code == 0, answer.output
         expected = f"{tmp_path}/{name}/notebooks/03_pick_k.ipynb"
@@ -525,7 +526,7 @@ class TestRecipes:
     def test_takes_a_recipe_by_name_and_p_wins_over_it(self, started, monkeypatch):
         Path("a.yaml").write_text("# A: reported\nk: 7\nvariance: 0.8\n", encoding="utf-8")
         monkeypatch.setattr(recipes, "find_recipes", lambda: {"a": Path("a.yaml")})
-        record(load={"files": 1})
+        record(load=entry("load", files=1))
         answer = invoke("--only", "3", "--recipe", "a", "-p", "k=9")
         assert answer.exit_code == 0
         assert (started["03_pick_k"]["k"], started["03_pick_k"]["variance"]) == (9, 0.8)

@@ -315,7 +315,7 @@ def test_a_file_of_two_terabytes_is_a_reject_that_is_not_read(few):
     assert list(stage.reject_reasons(run)["reason"]) == [reason]
     (thumbnail,) = load.thumbnails(run, ["label/huge.tif"])["reason"]
     assert thumbnail == reason
-    found = origin.check_sample(run, backbone.content, 32)
+    found = origin.check_sample(run, backbone.content, 32, seed=0)
     assert all(check.passed for check in found)
 
 
@@ -397,7 +397,7 @@ def test_a_lower_limit_keeps_features_and_05_proves_them(few):
     run, backbone, _ = few
     write_features(run, backbone)
     assert write_features(run, backbone, max_pixels=63, max_bytes=9).computed == 0
-    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32))
+    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32, seed=0))
 
 
 @pytest.mark.parametrize("ended", [True, False], ids=["finished", "killed"])
@@ -420,7 +420,7 @@ def test_a_run_of_an_older_version_goes_on_as_it_began(spark, limited, tiny, end
     found = run.read_parquet("features").filter("path = 'label/large.jpg'").first().features
     np.testing.assert_array_equal(np.float32(found), expected)
     assert run.manifest()["featurize"]["decoding"] == 1
-    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32))
+    assert all(check.passed for check in origin.check_sample(run, backbone.content, 32, seed=0))
 
 
 # --- again, and more ----------------------------------------------------------------------------
@@ -577,7 +577,7 @@ def test_a_kill_while_rows_are_taken_away_loses_and_doubles_nothing(copied, monk
 def test_without_an_index_the_error_names_the_way_out(spark, tiny, tmp_path):
     run = open_run(spark, str(tmp_path))
     backbone = export_backbone(run, weights=str(tiny), input_size=32)
-    with pytest.raises(FruitsError, match=r": run 01_load first \(its result is missing"):
+    with pytest.raises(FruitsError, match="holds no run: check the path, or run 01_load first$"):
         write_features(run, backbone)
 
 

@@ -11,6 +11,7 @@ import nbclient
 import nbformat
 import pytest
 from IPython.core.events import EventManager, available_events
+from pipeline import entry as entry_of
 
 from fruits_lib import lease
 from fruits_lib.errors import FruitsError
@@ -288,7 +289,7 @@ def test_a_process_that_lost_its_lease_writes_nothing(place, spark, monkeypatch,
     winner = Run(spark, uri, lease=take(uri, spark))
     with winner.step("load") as entry:
         winner.write_table("index", spark.createDataFrame(rows, PLACE))
-        entry.update(files=1)
+        entry.update(entry_of("load", files=1))
     before = winner.manifest()
     for write in (
         lambda: loser.amend("load", files=2),
@@ -362,7 +363,7 @@ def test_a_step_that_fails_gives_the_folder_back_and_the_next_one_takes_it(spark
     assert process.stdout.readline().startswith("mine")
     process.communicate("")
     with run.step("load") as entry:
-        entry.update(files=1)
+        entry.update(entry_of("load", files=1))
         assert "is in use by" in holder(tmp_path / "run").communicate()[1]
     assert run.require("load")["files"] == 1
 
@@ -371,7 +372,7 @@ def test_a_run_that_another_process_wrote_meanwhile_is_opened_again(spark, tmp_p
     run = open_run(spark, f"{tmp_path}/run", stage="load")
     run.lease.release()  # as after a cell that failed
     with open_run(spark, run.uri, stage="load").step("load") as entry:
-        entry.update(files=1)
+        entry.update(entry_of("load", files=1))
     message = "another process wrote run_dir=.*: run the notebook again from its first cell$"
     with pytest.raises(FruitsError, match=message), run.step("load"):
         pass

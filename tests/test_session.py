@@ -318,7 +318,7 @@ from fruits_lib.runs import open_run
 from fruits_lib.session import start_session, stop_session
 spark = start_session("nameless")
 with open_run(spark, "", sample.stage_sample(spark), "load").step("load") as entry:
-    entry.update(files=1)
+    entry.update(data="", files=1, images=0, labels=0, set_aside=[])
 run = open_run(spark)
 run.write_table("index", spark.range(3).selectExpr("string(id) path"))
 recorded = run.require("load")["files"]
