@@ -186,12 +186,8 @@ PLACES = "labels or splits unlike the path's"
 WRITTEN = "batches unlike what 02_featurize wrote"
 MUTATIONS = {  # what is changed -> (how, the check that catches it)
     "label in index/": (cells("index", label), PLACES),
-    "label in features/": (cells("features", label), PLACES),
-    "label in rejects/": (cells("rejects", label), PLACES),
-    "label in pca/": (cells("pca", label), PLACES),
-    "split in index/": (cells("index", split), PLACES),
     "split in features/": (cells("features", no_split), PLACES),
-    "split in rejects/": (cells("rejects", no_split), PLACES),
+    "label in rejects/": (cells("rejects", label), PLACES),
     "split in pca/": (cells("pca", split), PLACES),
     "path in index/": (cells("index", path), "photographs gone since 01_load"),
     "path in features/": (cells("features", path), "rows without a photograph"),
