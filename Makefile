@@ -38,7 +38,7 @@ setup: .venv/.stamp  ## Build .venv from the hashed lock, if it is not up to dat
 demo: setup  ## Run all notebooks on the embedded sample; the report is runs/demo/report.html
 	@$(BIN)/fruits demo
 
-test: lint  ## Lint, unit tests, notebooks from end to end, their committed outputs (12 min)
+test: lint  ## Lint, unit tests, notebooks from end to end, their committed outputs (20 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 	$(FRESH_SAMPLE) $(BIN)/python -m pytest -p no:cacheprovider \
 	  --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
