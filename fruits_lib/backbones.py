@@ -33,7 +33,7 @@ from fruits_lib.networks import (
     keras_models,
 )
 from fruits_lib.runs import Run, read_bytes
-from fruits_lib.storage import cache_folder
+from fruits_lib.storage import cache_folder, write_file
 from fruits_lib.udf import DECODING, Decoding
 
 _ENTRY = "backbone/backbone.json"
@@ -232,7 +232,7 @@ def export(spec: BackboneSpec, weights_file: bytes | None = None) -> bytes:
         content = in_tensorflow(_convert, spec, weights_file)
         with suppress(OSError):  # a cache that cannot be written costs time, no more
             # The name again: Keras may have downloaded the weights.
-            _write_cached(_cached(spec, weights_file), content)
+            write_file(_cached(spec, weights_file), hashlib.sha256(content).digest() + content)
         return content
 
 
@@ -253,25 +253,12 @@ def _on_node(spec: BackboneSpec) -> bytes | None:
 
 
 def _read_cached(file: Path) -> bytes | None:
-    """Return what `_write_cached` wrote, None if it is not there as it was written."""
+    """Return the content behind its digest, None if it is not there as it was written."""
     with suppress(OSError):
         digest, content = (whole := file.read_bytes())[:32], whole[32:]
         if hashlib.sha256(content).digest() == digest:
             return content
     return None
-
-
-def _write_cached(file: Path, content: bytes) -> None:
-    """Write content behind its digest, or raise OSError and leave nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-        try:
-            part.write(hashlib.sha256(content).digest() + content)
-            part.flush()
-            os.replace(part.name, file)
-        except BaseException:
-            os.unlink(part.name)
-            raise
 
 
 @contextmanager

@@ -29,11 +29,7 @@ class Check:
 
     def __str__(self) -> str:
         status = {True: "ok", False: "FAILED", None: "-"}[self.passed]
-        note = {
-            True: "",
-            False: f"  {self.remedy}",
-            None: "  not judged: rows failed above",
-        }
+        note = {True: "", False: f"  {self.remedy}", None: "  not judged: rows failed above"}
         figure = f"{self.name:<44} {self.shown:>9}  ({self.bound})"
         return printable(f"{status:<7} {figure}{note[self.passed]}")
 
